@@ -1,0 +1,251 @@
+"""The third door: a LightningModule that trains a student on the chosen snapshots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+from lightning_ckptkd.batches import check_labels, inputs_and_labels
+from lightning_ckptkd.errors import ArgumentError, TeacherError
+from lightning_ckptkd.logits import get_logits
+from lightning_ckptkd.losses import KDLoss
+from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
+from lightning_ckptkd.ranks import on_each_rank
+from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
+from lightning_ckptkd.teachers import TeacherEnsemble, choose_teachers
+
+_CHECKPOINT_KEY = "lightning_ckptkd_teachers"
+
+
+class DistillationModule(LightningModule):
+    """Train a student on the logits of chosen snapshots.
+
+    The loss is the paper's: alpha * CE(student, labels) + (1 - alpha) * T^2 * KL(softmax(mean of the teachers'
+    logits / T) || softmax(student's logits / T)). The teachers are read, verified and frozen before training starts;
+    they stay in eval mode and are no part of this module's parameters, buffers or checkpoints. Each process has its
+    own copy of them.
+
+    Logged: ``train_loss``, and for validation and test ``{val,test}_loss``, ``_acc`` (the student's), ``_agreement``
+    (share of samples on which student and ensemble agree) and, once, ``_teacher_acc`` (the ensemble's).
+
+    Args:
+        student: The network to train; it returns logits.
+        teacher: The architecture of the teachers: the network or the LightningModule that was trained. Its own
+            weights are not used.
+        snapshots: The harvest's folder.
+        choice: Which snapshots teach. None: those of ``selection.json``, or the last one, with a warning, where
+            nothing was selected. ``selected``, ``full`` (the last), ``half`` (half-way), or a list of epochs.
+        alpha: Weight of the labels' cross-entropy, in [0, 1].
+        temperature: T > 0.
+        optimizer: Makes the optimiser; the default is the paper's.
+        lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
+        submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
+        logits_key: Where the logits are, if the teacher returns a tuple, mapping or object.
+        student_logits_key: The same for the student.
+
+    Raises:
+        ArgumentError: If alpha or temperature can't be used.
+        SnapshotError: Before training starts, if a file is missing, damaged or hostile.
+        TeacherError: Before training starts, if a snapshot does not fit ``teacher``, or a resumed run would learn
+            from other snapshots; at the first batch, if student and teachers have different numbers of classes.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        snapshots: str | Path,
+        choice: str | list[int] | None = None,
+        alpha: float = 0.5,
+        temperature: float = 5.0,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+        ),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        submodule: str | None = None,
+        logits_key: str | int | None = None,
+        student_logits_key: str | int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ArgumentError(f"alpha should be in [0, 1], got {alpha}.")
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ArgumentError(f"temperature should be above 0, got {temperature}.")
+        snapshots = str(snapshots)  # a Path among the hyper-parameters would bar weights_only loading
+        self.save_hyperparameters(ignore=["student", "teacher", "optimizer", "lr_scheduler"])
+        self.student = student
+        self.alpha = alpha
+        self.kd_loss = KDLoss(temperature)
+        self.teachers: TeacherEnsemble | None = None
+        self._teacher_files: list[dict[str, str]] = []
+        self._load_teachers = partial(
+            _load_teachers, snapshots, choice, teacher, submodule=submodule, logits_key=logits_key
+        )
+        self._student_logits_key = student_logits_key
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._labels_checked = False
+        self._teacher_accuracy_logged: set[str] = set()
+        for stage in ("val", "test"):
+            for metric in ("acc", "agreement", "teacher_acc"):
+                self.add_module(f"{stage}_{metric}", MulticlassAccuracy(average="micro"))
+
+    def unpack_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """X and Y of one batch; override it where a batch is not ``(x, y)``."""
+        return inputs_and_labels(batch)
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The student's logits, shape (N, K), of inputs (N, ...)."""
+        return get_logits(self.student(inputs), self._student_logits_key, type(self.student).__name__)
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self.teachers is None and stage != "predict":
+            self.teachers, snapshots = on_each_rank(self._load_teachers)
+            self._teacher_files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in snapshots]
+
+    @override
+    def on_fit_start(self) -> None:
+        self._teacher_accuracy_logged.clear()
+        self._place_teachers()
+
+    @override
+    def on_validation_start(self) -> None:
+        self._place_teachers()
+
+    @override
+    def on_test_start(self) -> None:
+        self._teacher_accuracy_logged.clear()
+        self._place_teachers()
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if self.teachers is not None:
+            self.teachers.to(torch.device("cpu"), self._dtype_of_student())
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        self._labels_checked = False
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs, labels = self.unpack_batch(batch)
+        student, teachers = self._logits(inputs, labels, need_teachers=self.alpha < 1)
+        loss = self._loss(student, teachers, labels)
+        self.log(
+            "train_loss",
+            loss,
+            prog_bar=True,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=True,
+        )
+        return loss
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self._teacher_accuracy_logged.add("val")
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs = batch if isinstance(batch, Tensor) else self.unpack_batch(batch)[0]
+        logits: Tensor = self(inputs)
+        return logits
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure(self.student, self._optimizer, self._lr_scheduler)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_CHECKPOINT_KEY] = self._teacher_files
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get(_CHECKPOINT_KEY)
+        if saved is not None and self._teacher_files and saved != self._teacher_files:
+            names = [[item["file"] for item in files] for files in (saved, self._teacher_files)]
+            raise TeacherError(
+                f"The checkpoint's run learnt from {names[0]}, this one would from {names[1]} of "
+                f"{self.hparams['snapshots']}. Select the same snapshots again, name their epochs with choice=, or "
+                "start a new run."
+            )
+
+    def _evaluate(self, batch: Any, stage: str) -> None:
+        inputs, labels = self.unpack_batch(batch)
+        student, teachers = self._logits(inputs, labels, need_teachers=True)
+        assert teachers is not None
+        loss = self._loss(student, teachers, labels)
+        consensus = teachers.mean(0)
+        pairs = {"acc": (student, labels), "agreement": (student, consensus.argmax(1))}
+        if stage not in self._teacher_accuracy_logged:
+            pairs["teacher_acc"] = (consensus, labels)
+        self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
+        for name, (logits, truth) in pairs.items():
+            metric = self.get_submodule(f"{stage}_{name}")
+            metric(logits, truth)
+            self.log(f"{stage}_{name}", metric, prog_bar=name == "acc", on_step=False, on_epoch=True)  # type: ignore[arg-type]
+
+    def _logits(self, inputs: Tensor, labels: Tensor, *, need_teachers: bool) -> tuple[Tensor, Tensor | None]:
+        """The student's logits (N, K) and the teachers' (M, N, K), checked against each other and the labels."""
+        student: Tensor = self(inputs)
+        teachers = None
+        if need_teachers:
+            assert self.teachers is not None, "setup() loads the teachers"
+            teachers = self.teachers(inputs)
+            if teachers.shape[1:] != student.shape:
+                raise TeacherError(
+                    f"The student has {student.shape[1]} classes and the teachers ({', '.join(self.teachers.names)} of "
+                    f"{self.hparams['snapshots']}) have {teachers.shape[2]}. Give the student the teachers' number."
+                )
+        if labels.device.type == "cpu" or not self._labels_checked:  # elsewhere a check waits for the device
+            check_labels(labels, student.shape[1])
+            self._labels_checked = True
+        return student, teachers
+
+    def _loss(self, student: Tensor, teachers: Tensor | None, labels: Tensor) -> Tensor:
+        loss = self.alpha * F.cross_entropy(student, labels)
+        if teachers is not None and self.alpha < 1:
+            loss = loss + (1 - self.alpha) * self.kd_loss(student, teachers.mean(0))
+        return loss
+
+    def _place_teachers(self) -> None:
+        assert self.teachers is not None
+        self.teachers.to(self.device, self._dtype_of_student())
+
+    def _dtype_of_student(self) -> torch.dtype:
+        return next((p.dtype for p in self.student.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _load_teachers(
+    folder: str,
+    choice: str | Sequence[int] | None,
+    teacher: nn.Module,
+    *,
+    submodule: str | None,
+    logits_key: str | int | None,
+) -> tuple[TeacherEnsemble, list[Snapshot]]:
+    store = SnapshotStore.open(folder)
+    chosen = choose_teachers(store, choice)
+    return TeacherEnsemble.load(store, chosen, teacher, submodule=submodule, logits_key=logits_key), chosen

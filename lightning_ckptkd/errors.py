@@ -1,0 +1,21 @@
+"""The errors that this package raises itself: one clear message each, naming what is wrong and the remedy."""
+
+
+class CkptKDError(Exception):
+    """Base of every error that this package raises itself."""
+
+
+class ArgumentError(CkptKDError, ValueError):
+    """An argument has a value that can't be used."""
+
+
+class SnapshotError(CkptKDError, RuntimeError):
+    """A file of a harvest is missing, damaged, hostile or belongs to something else."""
+
+
+class SelectionError(CkptKDError, RuntimeError):
+    """Snapshots can't be scored or chosen."""
+
+
+class TeacherError(CkptKDError, RuntimeError):
+    """A snapshot does not fit the teacher, or the teacher does not fit the student."""

@@ -1,0 +1,47 @@
+"""X for the linear-Gaussian decoder: images pooled and projected to their principal components."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_SIDE = 16
+_VARIANCE_FLOOR = 1e-6
+
+
+def pool_inputs(x: Tensor) -> Tensor:
+    """Inputs as vectors: images larger than 16 x 16 are halved until they are not, everything is flattened.
+
+    Args:
+        x: Inputs, shape (N, C, H, W) or (N, ...).
+
+    Returns:
+        Vectors, shape (N, D).
+    """
+    if x.dim() == 4:
+        height, width = x.shape[-2:]
+        while max(height, width) > _SIDE:
+            height, width = max(1, height // 2), max(1, width // 2)
+        x = F.adaptive_avg_pool2d(x, (height, width))
+    return x.flatten(1)
+
+
+def principal_components(x: Tensor, num_components: int) -> Tensor:
+    """Scores of the leading principal components, in float64.
+
+    Components with less than a millionth of the first one's variance (pixels that never change) are left out.
+
+    Args:
+        x: Vectors, shape (N, D).
+        num_components: The largest number that is kept.
+
+    Returns:
+        Scores, shape (N, K) with K <= num_components.
+    """
+    x = x.double()
+    x = x - x.mean(0)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    kept = int((values > _VARIANCE_FLOOR * values[-1]).sum())
+    leading: Tensor = vectors.flip(1)[:, : min(num_components, kept)]
+    return x @ leading

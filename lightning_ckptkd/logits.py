@@ -1,0 +1,52 @@
+"""Where in a model's output the logits are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ckptkd.errors import ArgumentError
+
+
+def get_logits(output: Any, key: str | int | None, model: str) -> Tensor:
+    """The logits in a model's output.
+
+    Args:
+        output: What the model returned.
+        key: None where the output is the logits; else the index, key or attribute under which it holds them.
+        model: The model's name, for messages.
+
+    Returns:
+        Logits, shape (N, K).
+
+    Raises:
+        ArgumentError: If they aren't there, or are not (N, K).
+    """
+    found = output
+    if key is not None:
+        try:
+            keyed: Any = output
+            found = keyed[key] if isinstance(output, (Mapping, tuple, list)) else getattr(output, str(key))
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ArgumentError(f"logits_key={key!r}: {model} returns {describe_output(output)}.") from None
+    if not isinstance(found, Tensor):
+        raise ArgumentError(
+            f"{model} returns {describe_output(found)}, not a tensor of logits. Say which part of it holds them "
+            "with logits_key: an index, a key or an attribute's name."
+        )
+    if found.dim() != 2:
+        raise ArgumentError(f"Logits should have the shape (N, K), but those of {model} have {tuple(found.shape)}.")
+    return found
+
+
+def describe_output(output: Any) -> str:
+    """What a model's output is, in words."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with the keys {[str(key) for key in output]}"
+    if isinstance(output, (tuple, list)):
+        return f"{type(output).__name__} of {len(output)}"
+    return type(output).__name__

@@ -1,0 +1,163 @@
+"""A choice for people: the table in the terminal, the picture, the numbers for loggers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lightning_ckptkd.snapshots.files import write_bytes
+from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
+
+PICTURE_NAME = "selection.png"
+_BLUE, _ORANGE, _GREEN, _GREY = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#666666",
+)  # told apart by colour-blind readers too
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal; the first column to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = (
+        "|" + "|".join("-" * (width + 2) if not i else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
+    )
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def format_selection(selection: Selection, folder: Path) -> str:
+    """The table of every snapshot, and where the files are."""
+    rows = [
+        [
+            f"{candidate.epoch}",
+            f"{candidate.global_step}",
+            _number(candidate.input_information),
+            _number(candidate.label_information),
+            _number(candidate.accuracy, percent=True),
+            _number(candidate.score),
+            "" if candidate.rank is None else str(candidate.rank),
+            "chosen" if candidate.file in selection.chosen else "excluded" if candidate.excluded else "",
+        ]
+        for candidate in selection.candidates
+    ]
+    header = ["epoch", "step", "I(X;F) nats", "I(Y;F) nats", "accuracy %", "score", "rank", ""]
+    notes = [
+        f"{candidate.file} is excluded: {candidate.excluded}"
+        for candidate in selection.candidates
+        if candidate.excluded
+    ]
+    title = f"{len(selection.chosen)} of {len(rows)} snapshots chosen by rule {selection.rule!r}"
+    if selection.probe:
+        title += f" on {selection.probe['size']} probe samples, H(Y) = {selection.probe['label_entropy']:.3f} nats"
+    files = f"Written: {folder / SELECTION_NAME}, {folder / PICTURE_NAME}"
+    return "\n".join([title, format_table(header, rows), *notes, files])
+
+
+def numbers_by_step(selection: Selection) -> Iterator[tuple[int, dict[str, float]]]:
+    """What a logger gets: the global step of each snapshot, and its numbers."""
+    names = ("input_information", "label_information", "accuracy", "score")
+    for candidate in selection.candidates:
+        numbers = {f"selection/{name}": getattr(candidate, name) for name in names}
+        known = {name: value for name, value in numbers.items() if value is not None}
+        if known:
+            yield (
+                candidate.global_step,
+                {**known, "selection/chosen": float(candidate.file in selection.chosen)},
+            )
+
+
+def draw_selection(selection: Selection, folder: Path) -> None:
+    """Write ``selection.png``: the information plane, and terms and accuracy over epochs, the chosen ones marked."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    plane, course = figure.subplots(1, 2)
+    usable = [candidate for candidate in selection.candidates if candidate.excluded is None]
+    chosen = [candidate for candidate in usable if candidate.file in selection.chosen]
+    _draw_plane(figure, plane, usable, chosen)
+    _draw_course(course, usable, chosen, selection.rule)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_bytes(folder, PICTURE_NAME, buffer.getvalue())
+
+
+def _draw_plane(figure: Figure, axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candidate]) -> None:
+    axes.set(title="Information plane", xlabel="I(X;F) (nats)", ylabel="I(Y;F) (nats)")
+    points = [candidate for candidate in usable if candidate.input_information is not None]
+    if not points:
+        axes.text(0.5, 0.5, "this rule does not estimate\nmutual information", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return
+    axes.plot(
+        _values(points, "input_information"),
+        _values(points, "label_information"),
+        color=_GREY,
+        lw=0.8,
+        zorder=1,
+    )
+    drawn = axes.scatter(
+        _values(points, "input_information"),
+        _values(points, "label_information"),
+        c=_values(points, "epoch"),
+        cmap="viridis",
+        zorder=2,
+    )
+    axes.scatter(
+        _values(chosen, "input_information"),
+        _values(chosen, "label_information"),
+        s=190,
+        facecolors="none",
+        edgecolors=_ORANGE,
+        linewidths=2,
+        zorder=3,
+        label="chosen",
+    )
+    axes.margins(0.08)
+    axes.legend(loc="best")
+    figure.colorbar(drawn, ax=axes, label="epoch", ticks=MaxNLocator(integer=True))
+
+
+def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candidate], rule: str) -> None:
+    axes.set(
+        title=f"Over training, chosen by rule '{rule}'",
+        xlabel="epoch",
+        ylabel="share of the largest; accuracy",
+    )
+    lines = (
+        ("input_term", "I(X;F), normalised", _BLUE, "-"),
+        ("label_term", "I(Y;F), normalised", _GREEN, "-"),
+        ("accuracy", "accuracy", _GREY, "--"),
+    )
+    for name, label, colour, style in lines:
+        known = [candidate for candidate in usable if getattr(candidate, name) is not None]
+        if known:
+            axes.plot(_values(known, "epoch"), _values(known, name), style, color=colour, marker=".", label=label)
+    for index, candidate in enumerate(chosen):
+        axes.axvline(candidate.epoch, color=_ORANGE, lw=2, alpha=0.6, zorder=0, label="" if index else "chosen")
+    axes.set_xlim(min(_values(usable, "epoch")) - 0.5, max(_values(usable, "epoch")) + 0.5)
+    axes.set_ylim(-0.03, 1.05)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+
+
+def _values(candidates: Sequence[Candidate], name: str) -> list[float]:
+    return [float(getattr(candidate, name)) for candidate in candidates]
+
+
+def _number(value: float | None, *, percent: bool = False) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}"

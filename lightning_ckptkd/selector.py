@@ -1,0 +1,246 @@
+"""The second door: a callback that ranks the harvested snapshots when fitting ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_ckptkd import report
+from lightning_ckptkd.batches import inputs_and_labels
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.harvester import CheckpointHarvester
+from lightning_ckptkd.information.probe import collect_probe
+from lightning_ckptkd.ranks import on_each_rank, on_rank_zero
+from lightning_ckptkd.selection import SelectionSettings, select_snapshots
+from lightning_ckptkd.snapshots import Selection, SnapshotStore
+from lightning_ckptkd.snapshots.weights import get_submodule
+
+SPLITS = ("val", "train", "test")
+
+
+class MISelector(Callback):
+    """Rank the harvested snapshots by mutual information when fitting ends, and choose the teachers.
+
+    For each snapshot, F being a layer's features: I(X;F), what they tell of the input, and I(Y;F), what they tell
+    of the label. Both are normalised over the snapshots and added; the largest sums are chosen (Wang et al.,
+    NeurIPS 2022). Both are lower bounds of *decodable* information, in nats: they depend on the estimator, which is
+    the same for each snapshot. Into the harvest's folder go ``selection.json`` and ``selection.png``, to the
+    terminal a table, to the loggers the numbers of each snapshot at its global step.
+
+    Args:
+        snapshots: The harvest's folder. None takes the one of the :class:`CheckpointHarvester` in the same Trainer.
+        rule: ``mi``, or a baseline: ``accuracy`` on the probe set, ``full`` (the last snapshot), ``half`` (the one
+            half-way through training), ``spaced`` (evenly over training, the last included).
+        num_teachers: How many to choose. None is 1 for ``full`` and ``half``, else 3 or all where there are fewer.
+        layer: Name of the module whose output is F, within what was harvested. None is the input of the last
+            ``nn.Linear`` that runs (and the last feature map for the convolutional decoder).
+        input_estimator: For I(X;F): ``gaussian``, a linear-Gaussian decoder in closed form, or ``convolutional``,
+            the paper's decoder.
+        label_estimator: For I(Y;F): ``logistic``, a multinomial logistic probe, or ``head``, the teacher's own.
+        input_weight: Weight of the normalised I(X;F).
+        label_weight: Weight of the normalised I(Y;F).
+        normalisation: ``max`` divides each term by its largest value, ``minmax`` maps it to [0, 1].
+        probe: Dataloader of the probe set. None takes it from the run's data.
+        probe_split: Which of the run's dataloaders: ``val``, ``train`` or ``test``; of several the first.
+        probe_size: Number of probe samples, drawn with ``seed``.
+        decoder_steps: Training steps of the convolutional decoder.
+        logits_key: Where the logits are, if the harvested module returns a tuple, mapping or object.
+        batch_size: Probe samples a forward pass.
+        seed: Seed of the draw, the folds and the decoder.
+
+    Raises:
+        ArgumentError: If an argument can't be used. That there is a harvest and data to probe with is checked when
+            fitting starts, not when it ends.
+        SelectionError: When fitting ends, if fewer snapshots can be chosen than were asked for.
+    """
+
+    def __init__(
+        self,
+        snapshots: str | Path | None = None,
+        rule: str = "mi",
+        num_teachers: int | None = None,
+        layer: str | None = None,
+        input_estimator: str = "gaussian",
+        label_estimator: str = "logistic",
+        input_weight: float = 1.0,
+        label_weight: float = 1.0,
+        normalisation: str = "max",
+        probe: DataLoader[Any] | None = None,
+        probe_split: str = "val",
+        probe_size: int = 2000,
+        decoder_steps: int = 300,
+        logits_key: str | int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+    ) -> None:
+        self.snapshots = snapshots
+        self.settings = SelectionSettings(
+            rule=rule,
+            num_teachers=num_teachers,
+            layer=layer,
+            input_estimator=input_estimator,
+            label_estimator=label_estimator,
+            input_weight=input_weight,
+            label_weight=label_weight,
+            normalisation=normalisation,
+            decoder_steps=decoder_steps,
+            logits_key=logits_key,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        if probe_split not in SPLITS:
+            raise ArgumentError(f"probe_split should be one of {', '.join(SPLITS)}, got {probe_split!r}.")
+        if probe_size < 1:
+            raise ArgumentError(f"probe_size should be 1 or more, got {probe_size}.")
+        self.probe = probe
+        self.probe_split = probe_split
+        self.probe_size = probe_size
+        self.selection: Selection | None = None
+
+    def unpack_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """X and Y of one probe batch; override it where a batch is not ``(x, y)``."""
+        return inputs_and_labels(batch)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._find_folder(trainer)
+        if self.settings.needs_probe and self.probe is None and not self._has_split(trainer, pl_module):
+            raise ArgumentError(
+                f"probe_split={self.probe_split!r}: the run has no such data to score the snapshots on. Give the "
+                "Trainer or DataModule a validation dataloader, MISelector a probe= dataloader, or another probe_split."
+            )
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = self._find_folder(trainer)
+        loader: Iterable[Any] | None = self.probe
+        if loader is None and self.settings.needs_probe:
+            loader = self._split_loader(trainer, pl_module)
+        bar = trainer.progress_bar_callback
+        self.selection = self.select(
+            folder,
+            pl_module,
+            loader,
+            device=trainer.strategy.root_device,
+            progress=bar is not None and bar.is_enabled,  # type: ignore[attr-defined]
+        )
+        for logger in trainer.loggers:
+            for step, numbers in report.numbers_by_step(self.selection):
+                logger.log_metrics(numbers, step)
+
+    def select(
+        self,
+        snapshots: str | Path,
+        model: nn.Module | None = None,
+        probe: Iterable[Any] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
+    ) -> Selection:
+        """Choose among the snapshots of a harvest, with or without a training run.
+
+        Args:
+            snapshots: The harvest's folder.
+            model: The module that was trained (its ``submodule``, if only that was harvested, is found in it or is
+                the model itself); its weights are left as they are. Not needed for a rule that goes by position.
+            probe: Dataloader of the probe set; likewise.
+            device: Where the model runs.
+            progress: Whether to show a progress bar and print the table.
+
+        Returns:
+            The choice, which is also written into the folder.
+
+        Raises:
+            CkptKDError: One of its kinds, as :func:`lightning_ckptkd.selection.select_snapshots` says.
+        """
+        store = on_each_rank(lambda: SnapshotStore.open(snapshots))
+        submodule = store.manifest.source.get("submodule")
+        if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):
+            model = get_submodule(model, submodule, "submodule")
+        with isolate_rng():
+            samples = None
+            if probe is not None and self.settings.needs_probe:
+                loader = probe
+                samples = on_each_rank(
+                    lambda: collect_probe(loader, self.probe_size, self.settings.seed, self.unpack_batch)
+                )
+            selection = select_snapshots(store, self.settings, model, samples, device=device, progress=progress)
+        on_rank_zero(lambda: _publish(store, selection, show=progress))
+        return selection
+
+    def _find_folder(self, trainer: Trainer) -> Path:
+        if self.snapshots is not None:
+            return Path(self.snapshots)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CheckpointHarvester) and callback.folder is not None:
+                return callback.folder
+        raise ArgumentError(
+            "MISelector(snapshots=None) has nothing to select from: add a CheckpointHarvester to the Trainer's "
+            "callbacks, or give the folder of a harvest."
+        )
+
+    def _has_split(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        if self.probe_split == "train":
+            return True
+        if self.probe_split == "val" and trainer.enable_validation:
+            return True
+        return _hook_owner(trainer, pl_module, f"{self.probe_split}_dataloader") is not None
+
+    def _split_loader(self, trainer: Trainer, pl_module: LightningModule) -> Iterable[Any]:
+        loaders: Any = None
+        if self.probe_split == "train":
+            loaders = trainer.train_dataloader
+        elif self.probe_split == "val":
+            loaders = trainer.val_dataloaders
+        hook = f"{self.probe_split}_dataloader"
+        owner = _hook_owner(trainer, pl_module, hook)
+        if loaders is None and owner is not None:
+            if isinstance(owner, LightningDataModule) and self.probe_split == "test":
+                owner.setup("test")
+            loaders = getattr(owner, hook)()
+        return first_loader(loaders, hook)
+
+
+def first_loader(loaders: Any, name: str) -> Iterable[Any]:
+    """The dataloader itself, or the first of a sequence or mapping of them.
+
+    Raises:
+        ArgumentError: If there is none.
+    """
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, Sequence):
+        loaders = loaders[0] if loaders else None
+    if loaders is None:
+        raise ArgumentError(f"{name}: there is no dataloader to probe with. Give probe= or another probe_split.")
+    found: Iterable[Any] = loaders
+    return found
+
+
+def _hook_owner(
+    trainer: Trainer, pl_module: LightningModule, hook: str
+) -> LightningDataModule | LightningModule | None:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    for owner in (datamodule, pl_module):
+        if owner is not None and is_overridden(hook, owner):
+            found: LightningDataModule | LightningModule = owner
+            return found
+    return None
+
+
+def _publish(store: SnapshotStore, selection: Selection, *, show: bool) -> None:
+    selection.write(store.folder)
+    report.draw_selection(selection, store.folder)
+    if show:
+        print(report.format_selection(selection, store.folder))

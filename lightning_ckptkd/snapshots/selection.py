@@ -1,0 +1,131 @@
+"""The record of a choice among snapshots: the file ``selection.json``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.snapshots.fields import Fields
+from lightning_ckptkd.snapshots.files import read_json, write_json
+from lightning_ckptkd.snapshots.store import SnapshotStore
+
+SELECTION_NAME = "selection.json"
+_FORMAT, _VERSION = "lightning_ckptkd.selection", 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is known of one snapshot when the choice is made.
+
+    Attributes:
+        file: Name of the snapshot's file.
+        sha256: Its SHA-256.
+        epoch: Lightning's ``current_epoch``, from 0.
+        global_step: Optimiser steps taken.
+        input_information: I(X;F) in nats; None where the rule does not need it.
+        label_information: I(Y;F) in nats; likewise.
+        accuracy: Share of the probe set that the snapshot itself gets right; None where it gives no logits.
+        input_term: The normalised I(X;F).
+        label_term: The normalised I(Y;F).
+        score: What the rule ranks by, larger is better; None where the rule goes by position.
+        rank: 1 for the best; None for an excluded snapshot.
+        excluded: Why the snapshot can't be chosen; None if it can.
+    """
+
+    file: str
+    sha256: str
+    epoch: int
+    global_step: int
+    input_information: float | None = None
+    label_information: float | None = None
+    accuracy: float | None = None
+    input_term: float | None = None
+    label_term: float | None = None
+    score: float | None = None
+    rank: int | None = None
+    excluded: str | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A choice among the snapshots of one harvest.
+
+    Attributes:
+        run_id: The harvest's run.
+        rule: The rule that chose.
+        created: UTC, ISO 8601.
+        settings: The settings and the seed that made it.
+        probe: What the snapshots were scored on: samples, classes, label entropy in nats; empty if on nothing.
+        candidates: Every snapshot in the order of training.
+        chosen: Names of the chosen files, the best first.
+    """
+
+    run_id: str
+    rule: str
+    created: str
+    settings: dict[str, Any]
+    probe: dict[str, Any] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    chosen: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write the choice into the harvest's folder: whole or not at all."""
+        document = asdict(self)
+        document["snapshots"] = document.pop("candidates")
+        write_json(folder, SELECTION_NAME, {"format": _FORMAT, "version": _VERSION, **document})
+
+    @classmethod
+    def read(cls, store: SnapshotStore) -> Selection:
+        """Read the choice of a harvest, trusting nothing in it.
+
+        Raises:
+            SnapshotError: If it is missing or wrong, belongs to another run, or names snapshots that the
+                manifest does not have.
+        """
+        where = str(store.folder / SELECTION_NAME)
+        fields = Fields(read_json(store.folder, SELECTION_NAME), where)
+        fields.header(_FORMAT, _VERSION)
+        selection = cls(
+            run_id=fields.text("run_id"),
+            rule=fields.text("rule"),
+            created=fields.text("created"),
+            settings=fields.mapping("settings"),
+            probe=fields.mapping("probe"),
+            candidates=tuple(_read_candidate(item) for item in fields.objects("snapshots")),
+            chosen=tuple(str(name) for name in fields.items("chosen")),
+        )
+        if selection.run_id != store.manifest.run_id:
+            raise SnapshotError(
+                f"{where} was made for the run {selection.run_id}, but the folder holds {store.manifest.run_id}; "
+                f"select again: `ckptkd select {store.folder}`."
+            )
+        hashes = {candidate.file: candidate.sha256 for candidate in selection.candidates}
+        known = {snapshot.file: snapshot.sha256 for snapshot in store.snapshots}
+        for name in selection.chosen:
+            if name not in known or hashes.get(name) != known[name]:
+                raise SnapshotError(
+                    f"{where} chooses {name!r}, which the manifest does not have (or has with another hash); "
+                    f"select again: `ckptkd select {store.folder}`."
+                )
+        if not selection.chosen:
+            raise SnapshotError(f"{where} chooses no snapshot; select again: `ckptkd select {store.folder}`.")
+        return selection
+
+
+def _read_candidate(fields: Fields) -> Candidate:
+    return Candidate(
+        file=fields.text("file"),
+        sha256=fields.text("sha256"),
+        epoch=fields.natural("epoch"),
+        global_step=fields.natural("global_step"),
+        input_information=fields.optional_number("input_information"),
+        label_information=fields.optional_number("label_information"),
+        accuracy=fields.optional_number("accuracy"),
+        input_term=fields.optional_number("input_term"),
+        label_term=fields.optional_number("label_term"),
+        score=fields.optional_number("score"),
+        rank=None if fields.optional_number("rank") is None else fields.natural("rank"),
+        excluded=fields.optional_text("excluded"),
+    )

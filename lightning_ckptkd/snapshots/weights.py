@@ -1,0 +1,153 @@
+"""State dicts as snapshots hold them: names without wrappers, detached copies, part of a module by its path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ckptkd.errors import ArgumentError, TeacherError
+
+_COMPILED = "_orig_mod."  # torch.compile wraps a module and puts this before its names
+_NAMES_SHOWN = 5
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """The names most like ``name``, for an error message."""
+    known = [known for known in names if known]
+    near = difflib.get_close_matches(name, known, n=_NAMES_SHOWN, cutoff=0.4) or known[-_NAMES_SHOWN:]
+    return ", ".join(repr(item) for item in near) or "none"
+
+
+def get_submodule(module: nn.Module, path: str | None, argument: str) -> nn.Module:
+    """The part of ``module`` at the attribute path, or ``module`` itself where the path is None.
+
+    Raises:
+        ArgumentError: If there is no such part; names ``argument`` and the near names.
+    """
+    if path is None:
+        return module
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        near = near_names(path, (name for name, _ in module.named_modules()))
+        raise ArgumentError(
+            f"{argument}={path!r}: {type(module).__name__} has no module of that name. Near names: {near}."
+        ) from None
+
+
+def harvested_part(module: nn.Module, submodule: object, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The part of a skeleton that a snapshot's weights belong to.
+
+    Args:
+        module: The skeleton: what was trained, or the harvested part of it.
+        submodule: What the manifest says was harvested (untrusted, so of any type).
+        weights: The snapshot's weights.
+
+    Returns:
+        ``module`` itself where it has the weights' names, or where it has no such part.
+    """
+    children = dict(module.named_modules())
+    if not isinstance(submodule, str) or submodule not in children:
+        return module
+    return module if set(select_weights(module.state_dict())) == set(weights) else children[submodule]
+
+
+def select_weights(state: Mapping[str, Any], submodule: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a state dict, without torch.compile's prefixes, of the whole module or of one part.
+
+    Args:
+        state: A state dict.
+        submodule: Attribute path of the part; its names are then relative to it.
+
+    Raises:
+        ArgumentError: If nothing is left, a value is no tensor, or two names become one.
+    """
+    prefix = "" if submodule is None else submodule.replace(_COMPILED, "") + "."
+    weights: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.replace(_COMPILED, "")
+        if not name.startswith(prefix):
+            continue
+        name = name[len(prefix) :]
+        if not isinstance(value, Tensor):
+            raise ArgumentError(
+                f"The state dict holds {type(value).__name__} at {key!r}; only tensors can be harvested. "
+                "Name the network alone with submodule='...'."
+            )
+        if name in weights:
+            raise ArgumentError(f"Two entries of the state dict become {name!r} without '{_COMPILED}'; rename one.")
+        weights[name] = value
+    if not weights:
+        near = near_names(prefix, {key.rsplit(".", 1)[0] for key in state})
+        raise ArgumentError(f"submodule={submodule!r}: no weights have that prefix. Near names: {near}.")
+    return weights
+
+
+def copy_to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached, contiguous CPU copies that share no storage with the module or each other."""
+    return {
+        name: torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format).copy_(value.detach())
+        for name, value in weights.items()
+    }
+
+
+def find_non_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, or None."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return None
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, argument: str = "teacher") -> None:
+    """Load a snapshot's weights into a module that must fit exactly.
+
+    Args:
+        module: The skeleton; its weights are overwritten.
+        weights: Name to tensor.
+        file: The snapshot's file, for messages.
+        argument: The argument that the skeleton came from, for messages.
+
+    Raises:
+        TeacherError: If keys or shapes differ; names the file, the first keys that differ and the remedy.
+    """
+    expected = select_weights(module.state_dict())
+    missing = [name for name in expected if name not in weights]
+    extra = [name for name in weights if name not in expected]
+    reshaped = [
+        f"{name} is {tuple(weights[name].shape)} in the file, {tuple(value.shape)} in the module"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if missing or extra or reshaped:
+        differences = [
+            f"{title}: {', '.join(items[:_NAMES_SHOWN])}{' …' if len(items) > _NAMES_SHOWN else ''}"
+            for title, items in (
+                ("shapes differ", reshaped),
+                ("missing in the file", missing),
+                ("extra", extra),
+            )
+            if items
+        ]
+        raise TeacherError(
+            f"{file} does not fit {argument}={type(module).__name__}. {'; '.join(differences)}. "
+            f"{_remedy(set(expected), set(weights))}"
+        )
+    with torch.no_grad():
+        for name, value in expected.items():
+            value.copy_(weights[name])
+
+
+def _remedy(expected: set[str], given: set[str]) -> str:
+    heads = sorted({name.split(".", 1)[0] for name in given if "." in name})
+    for head in heads:
+        if {name[len(head) + 1 :] for name in given if name.startswith(head + ".")} == expected:
+            return f"The file holds the weights under '{head}.': give submodule={head!r}."
+    return (
+        "Give the architecture (and number of classes) that was trained, or the part of it that was harvested, "
+        "with submodule=..."
+    )

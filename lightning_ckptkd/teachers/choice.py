@@ -1,0 +1,55 @@
+"""Which snapshots of a harvest teach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_ckptkd.errors import ArgumentError, SelectionError
+from lightning_ckptkd.information.ranking import rank_by_position
+from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore
+
+_POSITIONS = ("full", "half")
+
+
+def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = None) -> list[Snapshot]:
+    """The snapshots that teach.
+
+    Args:
+        store: The harvest.
+        choice: None takes the choice in ``selection.json`` or, where nothing was selected yet, the last snapshot,
+            with a warning. ``selected`` insists on ``selection.json``; ``full`` is the last snapshot, ``half`` the
+            one half-way through training; a list names epochs, counted from 0.
+
+    Raises:
+        ArgumentError: If ``choice`` is none of these.
+        SelectionError: If it names an epoch that was not harvested.
+        SnapshotError: If ``selection.json`` is missing where it is needed, or can't be trusted.
+    """
+    selected = choice == "selected" or choice is None
+    if choice is None and not (store.folder / SELECTION_NAME).exists():
+        rank_zero_warn(
+            f"{store.folder} has no {SELECTION_NAME}: the last snapshot alone will teach. Choose better teachers with "
+            f"MISelector or `ckptkd select {store.folder}`, or give choice='full' to keep this one."
+        )
+        selected, choice = False, "full"
+    if selected:
+        by_file = {snapshot.file: snapshot for snapshot in store.snapshots}
+        return [by_file[name] for name in Selection.read(store).chosen]
+    if isinstance(choice, str):
+        if choice not in _POSITIONS:
+            raise ArgumentError(
+                f"choice={choice!r} is unknown; give 'selected', {', '.join(map(repr, _POSITIONS))} or epochs."
+            )
+        steps = torch.tensor([snapshot.global_step for snapshot in store.snapshots], dtype=torch.float64)
+        return [store.snapshots[index] for index in rank_by_position(steps, choice, 1).tolist()]
+    by_epoch = {snapshot.epoch: snapshot for snapshot in store.snapshots}  # of several in an epoch the last
+    epochs = list(choice or ())
+    missing = [epoch for epoch in epochs if epoch not in by_epoch]
+    if missing or not epochs:
+        raise SelectionError(
+            f"choice={epochs}: {store.folder} has no snapshot of the epochs {missing}; it has {sorted(by_epoch)}."
+        )
+    return [by_epoch[epoch] for epoch in epochs]
