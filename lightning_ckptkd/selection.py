@@ -40,7 +40,7 @@ class SelectionSettings:
     num_teachers: int | None = None
     layer: str | None = None
     input_estimator: str = "gaussian"
-    label_estimator: str = "logistic"
+    label_estimator: str = "head"
     input_weight: float = 1.0
     label_weight: float = 1.0
     normalisation: str = "max"

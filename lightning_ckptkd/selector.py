@@ -45,7 +45,8 @@ class MISelector(Callback):
             ``nn.Linear`` that runs (and the last feature map for the convolutional decoder).
         input_estimator: For I(X;F): ``gaussian``, a linear-Gaussian decoder in closed form, or ``convolutional``,
             the paper's decoder.
-        label_estimator: For I(Y;F): ``logistic``, a multinomial logistic probe, or ``head``, the teacher's own.
+        label_estimator: For I(Y;F): ``head``, the teacher's own last layer (what a student of its logits sees), or
+            ``logistic``, a multinomial logistic probe of the features.
         input_weight: Weight of the normalised I(X;F).
         label_weight: Weight of the normalised I(Y;F).
         normalisation: ``max`` divides each term by its largest value, ``minmax`` maps it to [0, 1].
@@ -70,7 +71,7 @@ class MISelector(Callback):
         num_teachers: int | None = None,
         layer: str | None = None,
         input_estimator: str = "gaussian",
-        label_estimator: str = "logistic",
+        label_estimator: str = "head",
         input_weight: float = 1.0,
         label_weight: float = 1.0,
         normalisation: str = "max",
@@ -156,7 +157,7 @@ class MISelector(Callback):
                 the model itself); its weights are left as they are. Not needed for a rule that goes by position.
             probe: Dataloader of the probe set; likewise.
             device: Where the model runs.
-            progress: Whether to show a progress bar and print the table.
+            progress: Whether to show a progress bar.
 
         Returns:
             The choice, which is also written into the folder.
@@ -176,7 +177,7 @@ class MISelector(Callback):
                     lambda: collect_probe(loader, self.probe_size, self.settings.seed, self.unpack_batch)
                 )
             selection = select_snapshots(store, self.settings, model, samples, device=device, progress=progress)
-        on_rank_zero(lambda: _publish(store, selection, show=progress))
+        on_rank_zero(lambda: _publish(store, selection))
         return selection
 
     def _find_folder(self, trainer: Trainer) -> Path:
@@ -239,8 +240,7 @@ def _hook_owner(
     return None
 
 
-def _publish(store: SnapshotStore, selection: Selection, *, show: bool) -> None:
+def _publish(store: SnapshotStore, selection: Selection) -> None:
     selection.write(store.folder)
     report.draw_selection(selection, store.folder)
-    if show:
-        print(report.format_selection(selection, store.folder))
+    print(report.format_selection(selection, store.folder))

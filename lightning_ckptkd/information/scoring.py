@@ -17,7 +17,7 @@ from lightning_ckptkd.information.label import head_information, label_entropy, 
 from lightning_ckptkd.information.probe import Probe
 
 INPUT_ESTIMATORS = ("gaussian", "convolutional")
-LABEL_ESTIMATORS = ("logistic", "head")
+LABEL_ESTIMATORS = ("head", "logistic")
 _NUM_FOLDS = 5
 _MAX_COMPONENTS = 64
 _SAMPLES_PER_COMPONENT = 20

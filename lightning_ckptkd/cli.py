@@ -1,0 +1,206 @@
+"""The command ``ckptkd``: LightningCLI with ``distill``, and ``select`` and ``harvest`` that need no Trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torch import nn
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError, CkptKDError
+from lightning_ckptkd.selector import MISelector, first_loader
+from lightning_ckptkd.snapshots import harvest_checkpoints
+
+SELECT_CONFIG_NAME = "select.yaml"
+_DISTILL_DEFAULTS = Path(__file__).with_name("distill_defaults.yaml")
+
+
+class CkptKDTrainer(Trainer):
+    """A Trainer that can also distil."""
+
+    def distill(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Trains a student on the chosen snapshots of a harvest.
+
+        Args:
+            model: The DistillationModule.
+            datamodule: Training and validation data.
+            ckpt_path: Checkpoint of an interrupted distillation to resume.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
+
+class _Parser(LightningArgumentParser):
+    """LightningCLI's parser, which remembers where commands are added."""
+
+    commands: Any
+
+    @override
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        self.commands = super().add_subcommands(*args, **kwargs)
+        return self.commands
+
+
+class _Finished(Exception):  # noqa: N818 - not an error: a command without a Trainer is done
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+
+class CkptKDCLI(LightningCLI):
+    """LightningCLI with ``distill`` and with commands that need no Trainer, in one tree of parsers."""
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "distill": {"model", "datamodule"}}
+
+    @override
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        for name, (make_parser, _) in _COMMANDS.items():
+            parser = make_parser()
+            self.parser.commands.add_subcommand(name, parser, help=parser.description)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        name = self.config.subcommand
+        if name in _COMMANDS:
+            make_parser, command = _COMMANDS[name]
+            raise _Finished(command(make_parser(), self.config[name]))
+
+
+def main(args: Sequence[str] | None = None) -> Any:
+    """Run one command.
+
+    Args:
+        args: Its words; None takes those of the process.
+
+    Returns:
+        The CLI, with its ``trainer`` and ``model``; for ``select`` the choice; for ``harvest`` the store.
+
+    Raises:
+        CkptKDError: One of this package's errors.
+    """
+    try:
+        return CkptKDCLI(
+            trainer_class=CkptKDTrainer,
+            parser_class=_Parser,
+            parser_kwargs={
+                "description": "Harvest checkpoints of a training run, select teachers, distil a student.",
+                "default_env": True,
+                "env_prefix": "CKPTKD",
+                "distill": {"default_config_files": [str(_DISTILL_DEFAULTS)]},
+            },
+            args=None if args is None else list(args),
+        )
+    except _Finished as finished:
+        return finished.result
+
+
+def run() -> None:
+    """The console script: an error of ours is one message, not a traceback."""
+    try:
+        main()
+    except CkptKDError as error:
+        sys.exit(f"ckptkd: error: {error}")
+
+
+def _make_select_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Chooses teachers among the snapshots of a harvest.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; each run writes one.")
+    parser.add_argument("snapshots", nargs="?", type=str, help="The harvest's folder.")
+    parser.add_argument(
+        "--fit_config", type=str, help="Take model and data from a config that `ckptkd fit` wrote or can read."
+    )
+    parser.add_subclass_arguments(
+        nn.Module, "model", required=False, help="What was trained; only rules that run the snapshots need it."
+    )
+    parser.add_subclass_arguments(
+        LightningDataModule, "data", required=False, help="Gives the probe set; only rules that run them need it."
+    )
+    parser.add_argument("--device", type=str, default="auto", help="Where the model runs; auto is CUDA or the CPU.")
+    parser.add_class_arguments(MISelector, None, skip={"snapshots", "probe"})
+    return parser
+
+
+def _select(parser: ArgumentParser, config: Namespace) -> Any:
+    if config.snapshots is None:
+        raise ArgumentError("snapshots: give the folder of a harvest: `ckptkd select DIR`.")
+    if config.fit_config is not None:
+        config = _with_model_and_data(parser, config)
+    made = parser.instantiate_classes(config)
+    options = {
+        key: value
+        for key, value in vars(made).items()
+        if key not in ("config", "snapshots", "fit_config", "model", "data", "device")
+    }
+    selector = MISelector(**options)
+    loader = _probe_loader(made.data, selector) if made.data is not None and selector.settings.needs_probe else None
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    seed_everything(selector.settings.seed, verbose=False)
+    selection = selector.select(config.snapshots, made.model, loader, device=device)
+    parser.save(
+        config.clone(with_meta=False), str(Path(config.snapshots) / SELECT_CONFIG_NAME), overwrite=True, multifile=False
+    )
+    return selection
+
+
+def _with_model_and_data(parser: ArgumentParser, config: Namespace) -> Namespace:
+    path = Path(config.fit_config)
+    try:
+        fit = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ArgumentError(f"fit_config={str(path)!r} can't be read as YAML: {error}.") from None
+    if not isinstance(fit, dict):
+        raise ArgumentError(f"fit_config={str(path)!r} is no configuration of `ckptkd fit`.")
+    wanted = {key: fit[key] for key in ("model", "data") if fit.get(key) is not None and config.get(key) is None}
+    merged: Namespace = parser.parse_object({**wanted, "fit_config": None}, config)
+    return merged
+
+
+def _probe_loader(data: LightningDataModule, selector: MISelector) -> Iterable[Any]:
+    data.prepare_data()
+    data.setup("test" if selector.probe_split == "test" else "fit")
+    hook = f"{selector.probe_split}_dataloader"
+    return first_loader(getattr(data, hook)(), hook)
+
+
+def _make_harvest_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Makes a harvest of a folder of Lightning .ckpt files, without retraining.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file.")
+    parser.add_argument("checkpoints", nargs="?", type=str, help="Folder with the .ckpt files.")
+    parser.add_argument("snapshots", nargs="?", type=str, help="Folder to make the harvest in; default: beside them.")
+    parser.add_argument("--submodule", type=str, help="Attribute path of the part of the LightningModule to harvest.")
+    return parser
+
+
+def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
+    if config.checkpoints is None:
+        raise ArgumentError("checkpoints: give the folder with the .ckpt files: `ckptkd harvest DIR`.")
+    snapshots = config.snapshots or str(Path(config.checkpoints).parent / "snapshots")
+    store = harvest_checkpoints(config.checkpoints, snapshots, config.submodule)
+    print(f"{len(store.snapshots)} snapshots in {store.folder}. Next: `ckptkd select {store.folder}`")
+    return store
+
+
+_COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[ArgumentParser, Namespace], Any]]] = {
+    "select": (_make_select_parser, _select),
+    "harvest": (_make_harvest_parser, _harvest),
+}
