@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class CkptKDTrainer(Trainer):
 class _Parser(LightningArgumentParser):
     """LightningCLI's parser, which remembers where commands are added."""
 
-    commands: Any
+    commands: Any = None
 
     @override
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,13 +73,16 @@ class CkptKDCLI(LightningCLI):
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        assert isinstance(self.parser, _Parser)
         for name, (make_parser, _) in _COMMANDS.items():
             parser = make_parser()
             self.parser.commands.add_subcommand(name, parser, help=parser.description)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        super().parse_arguments(parser, args)
+        assert args is None or isinstance(args, list)
+        # not super(): it warns where a program with arguments of its own gives some from Python
+        self.config = parser.parse_args(args)
         name = self.config.subcommand
         if name in _COMMANDS:
             make_parser, command = _COMMANDS[name]
@@ -96,20 +101,30 @@ def main(args: Sequence[str] | None = None) -> Any:
     Raises:
         CkptKDError: One of this package's errors.
     """
-    try:
-        return CkptKDCLI(
-            trainer_class=CkptKDTrainer,
-            parser_class=_Parser,
-            parser_kwargs={
-                "description": "Harvest checkpoints of a training run, select teachers, distil a student.",
-                "default_env": True,
-                "env_prefix": "CKPTKD",
-                "distill": {"default_config_files": [str(_DISTILL_DEFAULTS)]},
-            },
-            args=None if args is None else list(args),
-        )
-    except _Finished as finished:
-        return finished.result
+    with known_warnings_ignored():
+        try:
+            return CkptKDCLI(
+                trainer_class=CkptKDTrainer,
+                parser_class=_Parser,
+                parser_kwargs={
+                    "description": "Harvest checkpoints of a training run, select teachers, distil a student.",
+                    "default_env": True,
+                    "env_prefix": "CKPTKD",
+                    "distill": {"default_config_files": [str(_DISTILL_DEFAULTS)]},
+                },
+                args=None if args is None else list(args),
+            )
+        except _Finished as finished:
+            return finished.result
+
+
+@contextmanager
+def known_warnings_ignored() -> Iterator[None]:
+    """Keep from users the warnings that neither they nor this package can do anything about."""
+    with warnings.catch_warnings():
+        # lightning 2.6.6 asks torch 2.15's pytree in a way that torch calls deprecated
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
+        yield
 
 
 def run() -> None:

@@ -125,7 +125,7 @@ def _draw_plane(figure: Figure, axes: Axes, usable: Sequence[Candidate], chosen:
         label="chosen",
     )
     axes.margins(0.08)
-    axes.legend(loc="best")
+    axes.legend(loc="best", markerscale=0.5)
     figure.colorbar(drawn, ax=axes, label="epoch", ticks=MaxNLocator(integer=True))
 
 
