@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from PIL import Image
+
+from lightning_ckptkd import CheckpointHarvester, SnapshotStore
+from tests.projects import DigitsData, Project, make_trainer
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    seed_everything(0, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Project]:
+    """A harvest of four epochs of a whole project, and the trained project. Tests that write make a copy."""
+    root = tmp_path_factory.mktemp("trained")
+    seed_everything(0, verbose=False)
+    project = Project()
+    make_trainer(root, CheckpointHarvester(dirpath=root / "harvest")).fit(project, DigitsData())
+    return root / "harvest", project
+
+
+@pytest.fixture
+def harvest(trained: tuple[Path, Project], tmp_path: Path) -> Path:
+    """A copy of the harvest that a test may change."""
+    folder = tmp_path / "harvest"
+    folder.mkdir()
+    for file in trained[0].iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def store(harvest: Path) -> SnapshotStore:
+    return SnapshotStore.open(harvest)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of real images: patches of the two photographs that scikit-learn ships."""
+    from sklearn.datasets import load_sample_image
+
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for label, name in enumerate(("china.jpg", "flower.jpg")):
+        photo = Image.fromarray(load_sample_image(name))
+        for split, count in (("train", 80), ("val", 60)):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                x, y = (int(torch.randint(size - 48, (1,), generator=generator)) for size in photo.size)
+                photo.crop((x, y, x + 48, y + 48)).save(folder / f"{index}.png")
+    return root

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_ckptkd import SnapshotError, SnapshotStore
+
+
+def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {"a.weight": torch.full((3, 2), value), "a.count": torch.tensor(7)}
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    for key, value in changes.items():
+        if key in document:
+            document[key] = value
+        else:
+            document["snapshots"][0][key] = value
+    path.write_text(json.dumps(document))
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    store = SnapshotStore.create(tmp_path / "h", "run", {"submodule": None})
+    written = {**weights(), "half": torch.randn(4).bfloat16(), "empty": torch.empty(0, 3), "scalar": torch.tensor(1.5)}
+    store.commit(written, epoch=0, global_step=5, learning_rate=0.1, metrics={"loss": 0.5, "nan": None})
+    again = SnapshotStore.open(tmp_path / "h")
+    (snapshot,) = again.snapshots
+    assert (snapshot.epoch, snapshot.global_step, snapshot.learning_rate) == (0, 5, 0.1)
+    assert snapshot.metrics == {"loss": 0.5, "nan": None}
+    read = again.load(snapshot)
+    assert read.keys() == written.keys()
+    for name, value in written.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name], value)
+    assert {path.name for path in store.folder.iterdir()} == {"manifest.json", snapshot.file}
+
+
+def test_snapshots_are_in_the_order_of_training(tmp_path: Path) -> None:
+    store = SnapshotStore.create(tmp_path, "run", {})
+    for step in (10, 5, 20):
+        store.commit(weights(step), epoch=step, global_step=step)
+    assert [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path).snapshots] == [5, 10, 20]
+
+
+def test_the_same_step_is_kept_once(tmp_path: Path) -> None:
+    store = SnapshotStore.create(tmp_path, "run", {})
+    first = store.commit(weights(1), epoch=0, global_step=5)
+    assert store.commit(weights(1), epoch=0, global_step=5).file == first.file
+    second = store.commit(weights(2), epoch=0, global_step=5)
+    assert [snapshot.file for snapshot in SnapshotStore.open(tmp_path).snapshots] == [second.file]
+    assert not (tmp_path / first.file).exists()
+
+
+def test_another_run_is_refused_before_it_writes(harvest: Path) -> None:
+    before = {path.name: path.read_bytes() for path in harvest.iterdir()}
+    with pytest.raises(SnapshotError, match=r"already holds 4 snapshots of another run .*Choose another dirpath"):
+        SnapshotStore.create(harvest, "another", {})
+    assert {path.name: path.read_bytes() for path in harvest.iterdir()} == before
+
+
+def test_no_manifest_is_no_harvest(tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError, match=r"has no manifest.json, so there are no snapshots"):
+        SnapshotStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", "should be a JSON object"),
+        ('{"format": "something else"}', "'format' should be 'lightning_ckptkd.harvest'"),
+    ],
+)
+def test_broken_manifest(harvest: Path, content: str, message: str) -> None:
+    (harvest / "manifest.json").write_text(content)
+    with pytest.raises(SnapshotError, match=message):
+        SnapshotStore.open(harvest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "is of version 2; this lightning_ckptkd reads version 1"),
+        ({"run_id": 3}, "'run_id' should be a string but is 3"),
+        ({"snapshots": {}}, "'snapshots' should be an array"),
+        ({"snapshots": []}, "names no snapshots"),
+        ({"epoch": -1}, "'epoch' should be an integer >= 0 but is -1"),
+        ({"global_step": 10**400}, "'global_step' should be an integer >= 0"),
+        ({"global_step": 10**6}, "not in the order of training"),
+        ({"size": True}, "'size' should be an integer"),
+        ({"sha256": "00"}, "is not 64 hexadecimal digits"),
+        ({"learning_rate": "fast"}, "'learning_rate' should be a finite number or null"),
+        ({"metrics": {"loss": 1e999}}, "'loss' should be a finite number or null"),
+        ({"file": "../manifest.safetensors"}, "only plain names"),
+        ({"file": "/etc/passwd.safetensors"}, "only plain names"),
+        ({"file": ".hidden.safetensors"}, "only plain names"),
+        ({"file": "manifest.json"}, "only plain names"),
+        ({"file": "a\u0000b.safetensors"}, "only plain names"),
+    ],
+)
+def test_wrong_fields(harvest: Path, changes: dict[str, object], message: str) -> None:
+    edit_manifest(harvest, **changes)
+    with pytest.raises(SnapshotError, match=message):
+        SnapshotStore.open(harvest)
+
+
+def test_the_same_file_twice(harvest: Path) -> None:
+    document = json.loads((harvest / "manifest.json").read_text())
+    edit_manifest(harvest, file=document["snapshots"][1]["file"])
+    with pytest.raises(SnapshotError, match="names the same file twice"):
+        SnapshotStore.open(harvest)
+
+
+def test_missing_truncated_and_changed_files(store: SnapshotStore) -> None:
+    missing, truncated, changed, intact = store.snapshots
+    (store.folder / missing.file).unlink()
+    path = store.folder / truncated.file
+    path.write_bytes(path.read_bytes()[:-1])
+    path = store.folder / changed.file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(SnapshotError, match=rf"{missing.file} is missing"):
+        store.load(missing)
+    with pytest.raises(SnapshotError, match=rf"{truncated.file} has \d+ bytes where the manifest says"):
+        store.load(truncated)
+    with pytest.raises(SnapshotError, match=rf"{changed.file} does not have the SHA-256"):
+        store.load(changed)
+    assert store.load(intact)
+
+
+def test_links_and_pipes_are_never_followed(store: SnapshotStore) -> None:
+    linked, piped, *_ = store.snapshots
+    path = store.folder / linked.file
+    path.rename(store.folder / "elsewhere")
+    path.symlink_to(store.folder / "elsewhere")
+    with pytest.raises(SnapshotError, match=r"it is a link; links are never followed"):
+        store.load(linked)
+    (store.folder / piped.file).unlink()
+    os.mkfifo(store.folder / piped.file)
+    with pytest.raises(SnapshotError, match="is not a regular file"):
+        store.load(piped)
+
+
+def test_a_file_with_the_right_hash_that_is_no_safetensors(tmp_path: Path) -> None:
+    import hashlib
+
+    store = SnapshotStore.create(tmp_path, "run", {})
+    snapshot = store.commit(weights(), epoch=0, global_step=1)
+    data = b"\xff" * snapshot.size
+    (tmp_path / snapshot.file).write_bytes(data)
+    edit_manifest(tmp_path, sha256=hashlib.sha256(data).hexdigest())
+    reopened = SnapshotStore.open(tmp_path)
+    with pytest.raises(SnapshotError, match="is not a safetensors file"):
+        reopened.load(reopened.snapshots[0])
+
+
+def test_a_failed_write_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SnapshotStore.create(tmp_path, "run", {})
+    kept = store.commit(weights(), epoch=0, global_step=1)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SnapshotError, match=r"could not be written \(\d+ bytes\): No space left on device"):
+        store.commit(weights(2), epoch=1, global_step=2)
+    monkeypatch.undo()
+    reopened = SnapshotStore.open(tmp_path)
+    assert reopened.snapshots == (kept,)
+    assert torch.equal(reopened.load(kept)["a.weight"], weights()["a.weight"])
+
+
+def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotError, match="can't be made"):
+        SnapshotStore.create(tmp_path / "file" / "h", "run", {})
