@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore
+from tests.projects import DigitsData, ManualProject, Project, make_trainer, own_callbacks
+
+
+def fit(root: Path, *callbacks: Any, project: Project | None = None, **options: Any) -> Trainer:
+    trainer = make_trainer(root, *callbacks, **options)
+    trainer.fit(project or Project(), DigitsData())
+    return trainer
+
+
+def epochs_of(folder: Path) -> list[int]:
+    return [snapshot.epoch for snapshot in SnapshotStore.open(folder).snapshots]
+
+
+def test_weights_equal_lightnings_own_checkpoints(tmp_path: Path) -> None:
+    fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h"), *own_callbacks(tmp_path), enable_checkpointing=True)
+    store = SnapshotStore.open(tmp_path / "h")
+    assert [snapshot.epoch for snapshot in store.snapshots] == [0, 1, 2, 3]
+    assert [snapshot.global_step for snapshot in store.snapshots] == [4, 8, 12, 16]
+    for snapshot in store.snapshots:
+        own = torch.load(tmp_path / "own" / f"epoch={snapshot.epoch}.ckpt", weights_only=True)["state_dict"]
+        ours = store.load(snapshot)
+        assert ours.keys() == own.keys()
+        assert all(torch.equal(ours[name], own[name]) for name in own)
+
+
+def test_what_the_manifest_says(trained: tuple[Path, Project]) -> None:
+    document = json.loads((trained[0] / "manifest.json").read_text())
+    assert document["version"] == 1
+    assert len(document["run_id"]) == 32
+    assert document["source"] == {
+        "class_path": "tests.projects.Project",
+        "hyper_parameters": {"channels": 8, "lr": 0.1, "num_classes": 10},
+        "submodule": None,
+    }
+    assert {"lightning", "torch", "lightning-ckptkd", "safetensors"} <= document["packages"].keys()
+    for index, entry in enumerate(document["snapshots"]):
+        assert set(entry) == {"epoch", "global_step", "file", "sha256", "size", "learning_rate", "metrics"}
+        assert entry["size"] == (trained[0] / entry["file"]).stat().st_size
+        assert entry["learning_rate"] == pytest.approx([0.1, 0.1, 0.01, 0.01][index])
+        assert set(entry["metrics"]) == {"train_loss", "own_hook", "val_acc", "val_loss"}
+        assert entry["metrics"]["own_hook"] == index + 0.5, "logged in the module's own epoch-end hook"
+
+
+def test_metrics_of_an_epoch_without_validation_are_not_those_of_an_earlier_one(tmp_path: Path) -> None:
+    fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h"), check_val_every_n_epoch=2)
+    has_validation = ["val_loss" in snapshot.metrics for snapshot in SnapshotStore.open(tmp_path / "h").snapshots]
+    assert has_validation == [False, True, False, True]
+
+
+def test_metrics_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    class Diverging(Project):
+        def on_train_epoch_end(self) -> None:
+            self.log("own_hook", float("nan"))
+
+    fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h"), project=Diverging(), max_epochs=1)
+    assert SnapshotStore.open(tmp_path / "h").snapshots[0].metrics["own_hook"] is None
+    assert "NaN" not in (tmp_path / "h" / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"every_n_epochs": 3}, [2, 5]),
+        ({"epochs": [0, 4, 99]}, [0, 4]),
+        ({"window": (0.0, 0.5)}, [0, 1, 2]),
+        ({"window": (0.5, 1.0)}, [3, 4, 5]),
+    ],
+)
+def test_when(tmp_path: Path, options: dict[str, Any], epochs: list[int]) -> None:
+    fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h", **options), max_epochs=6)
+    assert epochs_of(tmp_path / "h") == epochs
+
+
+def test_every_n_steps(tmp_path: Path) -> None:
+    fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h", every_n_train_steps=3), max_epochs=3)
+    snapshots = SnapshotStore.open(tmp_path / "h").snapshots
+    assert [(snapshot.epoch, snapshot.global_step) for snapshot in snapshots] == [(0, 3), (1, 6), (2, 9), (2, 12)]
+    assert "val_loss" not in snapshots[0].metrics
+
+
+def test_steps_and_window_with_accumulation_and_max_steps(tmp_path: Path) -> None:
+    harvester = CheckpointHarvester(dirpath=tmp_path / "h", every_n_train_steps=1, window=(0.5, 1.0))
+    fit(tmp_path, harvester, max_epochs=-1, max_steps=6, accumulate_grad_batches=2)
+    assert [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path / "h").snapshots] == [4, 5, 6]
+
+
+def test_manual_optimisation_counts_each_optimisers_steps(tmp_path: Path) -> None:
+    harvester = CheckpointHarvester(dirpath=tmp_path / "h", every_n_train_steps=3)
+    fit(tmp_path, harvester, project=ManualProject(), max_epochs=1)
+    assert [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path / "h").snapshots] == [4, 6]
+
+
+def test_a_window_needs_the_length_of_training(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"window=\(0.0, 0.5\): the length of training is unknown"):
+        fit(
+            tmp_path, CheckpointHarvester(dirpath=tmp_path / "h", window=(0.0, 0.5)), max_epochs=-1, max_time={"hours": 1}
+        )
+
+
+def test_one_submodule(tmp_path: Path) -> None:
+    fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h", submodule="backbone"), max_epochs=1)
+    store = SnapshotStore.open(tmp_path / "h")
+    assert store.load(store.snapshots[0]).keys() == Project().backbone.state_dict().keys()
+    with pytest.raises(ArgumentError, match=r"submodule='backbon'.*Near names: 'backbone'"):
+        fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "other", submodule="backbon"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("logger", "folder"),
+    [
+        (lambda root: False, "snapshots"),
+        (lambda root: CSVLogger(root, name="mine", version=3), "mine/version_3/snapshots"),
+        (lambda root: CSVLogger(root, name="mine", version="v"), "mine/v/snapshots"),
+    ],
+)
+def test_the_folder_follows_lightning(tmp_path: Path, logger: Any, folder: str) -> None:
+    harvester = CheckpointHarvester()
+    fit(tmp_path, harvester, logger=logger(tmp_path), max_epochs=1)
+    assert harvester.folder == tmp_path / folder
+    assert epochs_of(tmp_path / folder) == [0]
+
+
+def test_another_run_in_the_same_folder(tmp_path: Path) -> None:
+    harvester = CheckpointHarvester(dirpath=tmp_path / "h")
+    fit(tmp_path, harvester, max_epochs=1)
+    before = (tmp_path / "h" / "manifest.json").read_bytes()
+    for again in (CheckpointHarvester(dirpath=tmp_path / "h"), harvester):
+        with pytest.raises(SnapshotError, match="already holds 1 snapshots of another run"):
+            fit(tmp_path, again, max_epochs=1)
+    assert (tmp_path / "h" / "manifest.json").read_bytes() == before
+
+
+def test_a_resumed_run_goes_on_in_its_own_harvest(tmp_path: Path) -> None:
+    def callbacks(name: str) -> list[Any]:
+        own = ModelCheckpoint(dirpath=tmp_path / name, filename="{epoch}", save_top_k=-1)
+        return [own, CheckpointHarvester(dirpath=tmp_path / f"h_{name}")]
+
+    def run(name: str, max_epochs: int, ckpt_path: Path | None = None) -> None:
+        trainer = make_trainer(tmp_path, *callbacks(name), max_epochs=max_epochs, enable_checkpointing=True)
+        trainer.fit(Project(), DigitsData(shuffle=False), ckpt_path=ckpt_path)
+
+    torch.manual_seed(0)
+    run("whole", 4)
+    torch.manual_seed(0)
+    run("cut", 2)
+    run("cut", 4, tmp_path / "cut" / "epoch=0.ckpt")
+    whole, cut = (SnapshotStore.open(tmp_path / f"h_{name}") for name in ("whole", "cut"))
+    assert cut.snapshots == whole.snapshots
+    assert len({path.name for path in cut.folder.iterdir()}) == 5
+
+
+def test_resuming_into_a_new_logger_folder_goes_on_in_the_old_harvest(tmp_path: Path) -> None:
+    def run(max_epochs: int, ckpt_path: Path | None = None) -> CheckpointHarvester:
+        own, harvester = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}"), CheckpointHarvester()
+        trainer = make_trainer(
+            tmp_path, own, harvester, max_epochs=max_epochs, logger=CSVLogger(tmp_path), enable_checkpointing=True
+        )
+        trainer.fit(Project(), DigitsData(), ckpt_path=ckpt_path)
+        return harvester
+
+    first = run(1)
+    second = run(3, tmp_path / "own" / "epoch=0.ckpt")
+    assert second.folder == first.folder == tmp_path / "lightning_logs" / "version_0" / "snapshots"
+    assert epochs_of(second.folder) == [0, 1, 2]
+
+
+def test_training_on_with_the_same_trainer(tmp_path: Path) -> None:
+    project, trainer = Project(), make_trainer(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h"), max_epochs=1)
+    trainer.fit(project, DigitsData())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(project, DigitsData())
+    assert epochs_of(tmp_path / "h") == [0, 1]
+
+
+def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
+    fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h"), fast_dev_run=True)
+    assert not (tmp_path / "h").exists()
+
+
+def test_an_exception_keeps_what_was_harvested(tmp_path: Path) -> None:
+    class Crash(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyError("crash")
+
+    with pytest.raises(KeyError, match="crash"):
+        fit(tmp_path, Crash(), CheckpointHarvester(dirpath=tmp_path / "h"))
+    store = SnapshotStore.open(tmp_path / "h")
+    assert [snapshot.epoch for snapshot in store.snapshots] == [0, 1]
+    assert store.snapshots[1].metrics["own_hook"] == 1.5
+    assert all(store.load(snapshot) for snapshot in store.snapshots)
+
+
+def test_an_averaging_callback_does_not_change_the_last_snapshot(tmp_path: Path) -> None:
+    """WeightAveraging puts averaged weights into the module at the end; a snapshot is what was trained."""
+    last: dict[str, torch.Tensor] = {}
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            last.update({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    averaging = WeightAveraging(avg_fn=lambda average, new, count: average)
+    fit(tmp_path, averaging, Watch(), CheckpointHarvester(dirpath=tmp_path / "h"), max_epochs=2)
+    store = SnapshotStore.open(tmp_path / "h")
+    harvested = store.load(store.snapshots[-1])
+    assert all(torch.equal(harvested[name], value) for name, value in last.items())
+
+
+def test_several_harvesters_beside_each_other(tmp_path: Path) -> None:
+    parts = [CheckpointHarvester(tmp_path / part, submodule=part) for part in ("backbone", "classifier")]
+    assert parts[0].state_key != parts[1].state_key
+    fit(tmp_path, *parts, max_epochs=1)
+    assert all(epochs_of(tmp_path / part) == [0] for part in ("backbone", "classifier"))
+
+
+def test_a_write_error_names_the_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotError, match=r"The folder .*file/h can't be made"):
+        fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "file" / "h"))
