@@ -106,7 +106,10 @@ def test_manual_optimisation_counts_each_optimisers_steps(tmp_path: Path) -> Non
 def test_a_window_needs_the_length_of_training(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"window=\(0.0, 0.5\): the length of training is unknown"):
         fit(
-            tmp_path, CheckpointHarvester(dirpath=tmp_path / "h", window=(0.0, 0.5)), max_epochs=-1, max_time={"hours": 1}
+            tmp_path,
+            CheckpointHarvester(dirpath=tmp_path / "h", window=(0.0, 0.5)),
+            max_epochs=-1,
+            max_time={"hours": 1},
         )
 
 

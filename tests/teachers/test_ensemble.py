@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore, TeacherError
+from lightning_ckptkd.teachers import TeacherEnsemble
+from tests.projects import DigitsData, Project, digits, make_trainer
+
+X = digits(0, 16).tensors[0]
+
+
+def test_members_are_the_snapshots(store: SnapshotStore) -> None:
+    skeleton = Project()
+    before = {name: value.clone() for name, value in skeleton.state_dict().items()}
+    ensemble = TeacherEnsemble.load(store, store.snapshots, skeleton)
+    logits = ensemble(X)
+    assert logits.shape == (4, 16, 10)
+    assert len(ensemble) == 4
+    reference = Project().eval()
+    for index, snapshot in enumerate(store.snapshots):
+        reference.load_state_dict(store.load(snapshot))
+        torch.testing.assert_close(logits[index], reference(X).detach())
+    assert all(torch.equal(value, before[name]) for name, value in skeleton.state_dict().items())
+
+
+def test_frozen_in_eval_mode_whatever_happens(store: SnapshotStore) -> None:
+    ensemble = TeacherEnsemble.load(store, store.snapshots[:2], Project())
+    first = ensemble(X)
+    ensemble.members[0].train()
+    ensemble.members[1].backbone[1].train()
+    assert torch.equal(ensemble(X), first)
+    assert torch.equal(ensemble(X), first), "BatchNorm's statistics have not moved"
+    assert not first.requires_grad
+    assert not any(parameter.requires_grad for member in ensemble.members for parameter in member.parameters())
+
+
+def test_a_skeleton_that_a_trainer_holds(trained: tuple[Path, Project], store: SnapshotStore) -> None:
+    member = TeacherEnsemble.load(store, store.snapshots[:1], trained[1]).members[0]
+    assert trained[1]._trainer is not None
+    assert member._trainer is None
+
+
+def test_a_part_of_what_was_harvested(store: SnapshotStore) -> None:
+    ensemble = TeacherEnsemble.load(store, store.snapshots[:1], Project().classifier, submodule="classifier")
+    assert ensemble(torch.randn(3, 16)).shape == (1, 3, 10)
+    with pytest.raises(ArgumentError, match=r"submodule='clasifier'"):
+        TeacherEnsemble.load(store, store.snapshots[:1], Project().classifier, submodule="clasifier")
+    with pytest.raises(TeacherError, match=r"give submodule='classifier'"):
+        TeacherEnsemble.load(store, store.snapshots[:1], Project().classifier)
+
+
+def test_the_whole_where_a_part_was_harvested(tmp_path: Path) -> None:
+    project = Project()
+    make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h", submodule="classifier"), max_epochs=1).fit(
+        project, DigitsData()
+    )
+    store = SnapshotStore.open(tmp_path / "h")
+    ensemble = TeacherEnsemble.load(store, store.snapshots, Project())
+    assert ensemble(torch.randn(3, 16)).shape == (1, 3, 10)
+
+
+def test_snapshots_that_do_not_fit_are_named(store: SnapshotStore) -> None:
+    file = store.snapshots[0].file
+    with pytest.raises(TeacherError, match=rf"{file} does not fit teacher=Project. shapes differ: classifier.weight"):
+        TeacherEnsemble.load(store, store.snapshots, Project(num_classes=7))
+    with pytest.raises(TeacherError, match=r"does not fit teacher=Linear"):
+        TeacherEnsemble.load(store, store.snapshots, nn.Linear(2, 2))
+
+
+def test_nan_can_not_teach(store: SnapshotStore) -> None:
+    weights = store.load(store.snapshots[0])
+    weights["classifier.weight"][0, 0] = float("inf")
+    spoilt = store.commit(weights, epoch=0, global_step=store.snapshots[0].global_step)
+    with pytest.raises(TeacherError, match=rf"{spoilt.file} holds NaN or infinity in 'classifier.weight'"):
+        TeacherEnsemble.load(store, [spoilt], Project())
+
+
+def test_a_changed_file_is_not_loaded(store: SnapshotStore) -> None:
+    first, second = (store.folder / snapshot.file for snapshot in store.snapshots[:2])
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(SnapshotError, match="does not have the SHA-256"):
+        TeacherEnsemble.load(store, store.snapshots, Project())
+
+
+def test_teachers_of_another_output() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return {"logits": self.fc(x)}
+
+    with pytest.raises(ArgumentError, match=r"Named returns dict with the keys \['logits'\].*logits_key"):
+        TeacherEnsemble([Named()], ["one"])(torch.randn(2, 4))
+    assert TeacherEnsemble([Named()], ["one"], "logits")(torch.randn(2, 4)).shape == (1, 2, 3)
+    with pytest.raises(ArgumentError, match=r"the shape \(N, K\), but those of Flatten have \(8,\)"):
+        TeacherEnsemble([nn.Flatten(0)], ["one"])(torch.randn(2, 4))
+    with pytest.raises(ArgumentError, match="needs at least one teacher"):
+        TeacherEnsemble([], [])

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_ckptkd import (
+    ArgumentError,
+    DistillationModule,
+    MISelector,
+    SnapshotError,
+    SnapshotStore,
+    TeacherError,
+)
+from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
+
+
+def student(num_classes: int = 10) -> nn.Sequential:
+    return nn.Sequential(convolutions(4), nn.Linear(16, num_classes))
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+@pytest.fixture
+def selected(harvest: Path) -> Path:
+    MISelector(rule="spaced", num_teachers=2).select(harvest, progress=False)
+    return harvest
+
+
+def distil(root: Path, snapshots: Path, *callbacks: Callback, data: Any = None, **options: Any) -> DistillationModule:
+    settings = {
+        "max_epochs": 2,
+        **{key: options.pop(key) for key in list(options) if key.startswith(("max", "num", "dev"))},
+    }
+    module = DistillationModule(**{"student": student(), "teacher": Project(), "snapshots": snapshots, **options})
+    make_trainer(root, *callbacks, **settings).fit(module, data or DigitsData())
+    return module
+
+
+def test_with_just_these_arguments(tmp_path: Path, selected: Path) -> None:
+    module = DistillationModule(student=student(), teacher=Project(), snapshots=selected)
+    trainer = make_trainer(tmp_path, max_epochs=2)
+    trainer.fit(module, DigitsData())
+    assert module.teachers is not None
+    assert module.teachers.names == ["epoch 3 (step 16)", "epoch 1 (step 8)"]
+    assert {"train_loss", "val_loss", "val_acc", "val_agreement", "val_teacher_acc"} <= trainer.callback_metrics.keys()
+    (result,) = trainer.test(module, DigitsData(), verbose=False)
+    assert result.keys() == {"test_loss", "test_acc", "test_agreement", "test_teacher_acc"}
+    logits = torch.cat(trainer.predict(module, DigitsData().test_dataloader()))
+    assert float((logits.argmax(1) == digits(1200, 1400).tensors[1]).float().mean()) == pytest.approx(
+        result["test_acc"]
+    )
+
+
+def test_the_loss_is_the_papers(selected: Path) -> None:
+    """alpha * CE + (1 - alpha) * T^2 * KL on the mean of the teachers' logits, written out."""
+    module = DistillationModule(student(), Project(), selected, alpha=0.3, temperature=4.0)
+    module.setup("fit")
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    x, y = digits(0, 32).tensors
+    logits, mean = module.student(x), module.teachers(x).mean(0)
+    p = torch.softmax(mean / 4, 1)
+    kl = (p * (p.log() - torch.log_softmax(logits / 4, 1))).sum(1).mean()
+    expected = 0.3 * F.cross_entropy(logits, y) + 0.7 * 16 * kl
+    torch.testing.assert_close(module.training_step((x, y), 0), expected, rtol=1e-5, atol=0)
+
+
+def test_alpha_one_is_plain_training(tmp_path: Path, selected: Path) -> None:
+    torch.manual_seed(3)
+    network = student()
+    plain = [parameter.clone() for parameter in network.parameters()]
+    distil(tmp_path, selected, student=network, alpha=1.0, optimizer=sgd, max_epochs=1, data=DigitsData(shuffle=False))
+    torch.manual_seed(3)
+    again = student()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), plain, strict=True))
+    optimizer = sgd(again.parameters())
+    for x, y in DigitsData(shuffle=False).train_dataloader():
+        optimizer.zero_grad()
+        F.cross_entropy(again(x), y).backward()
+        optimizer.step()
+    for a, b in zip(again.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_logged_numbers_are_right_and_the_teachers_accuracy_comes_once(tmp_path: Path, selected: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if not trainer.sanity_checking:
+                seen.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+                trainer._logger_connector._logged_metrics.clear()
+
+    module = distil(tmp_path, selected, Watch(), optimizer=sgd)
+    assert ["val_teacher_acc" in metrics for metrics in seen] == [True, False]
+    x, y = digits(1000, 1200).tensors
+    consensus = module.teachers(x).mean(0).argmax(1)
+    found = module.eval()(x).argmax(1)
+    assert seen[0]["val_teacher_acc"] == pytest.approx(float((consensus == y).float().mean()))
+    assert seen[1]["val_acc"] == pytest.approx(float((found == y).float().mean()))
+    assert seen[1]["val_agreement"] == pytest.approx(float((found == consensus).float().mean()))
+
+
+def test_the_student_learns_from_the_teachers(tmp_path: Path, selected: Path) -> None:
+    def adam(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=1e-2)
+
+    module = distil(tmp_path, selected, alpha=0.0, optimizer=adam, max_epochs=12, data=DigitsData(train_size=900))
+    x = digits(1000, 1200).tensors[0]
+    agreement = (module.eval()(x).argmax(1) == module.teachers(x).mean(0).argmax(1)).float().mean()
+    assert agreement > 0.7
+
+
+def test_teachers_stay_out_of_everything(tmp_path: Path, selected: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}")
+
+    class Flip(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            pl_module.train()
+            pl_module.teachers.members[0].train()
+
+    module = DistillationModule(student(), Project(), selected)
+    trainer = make_trainer(tmp_path, own, Flip(), max_epochs=1, enable_checkpointing=True)
+    trainer.fit(module, DigitsData())
+    count = sum(parameter.numel() for parameter in module.student.parameters())
+    assert sum(parameter.numel() for parameter in module.parameters()) == count
+    assert sum(p.numel() for group in trainer.optimizers[0].param_groups for p in group["params"]) == count
+    checkpoint = torch.load(tmp_path / "own" / "epoch=0.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {f"student.{name}" for name in student().state_dict()}
+    fresh = DistillationModule(student(), Project(), selected)
+    fresh.setup("fit")
+    for trained, loaded in zip(module.teachers.members, fresh.teachers.members, strict=True):
+        for a, b in zip(trained.state_dict().values(), loaded.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    plain = student()
+    plain.load_state_dict({name.removeprefix("student."): value for name, value in checkpoint["state_dict"].items()})
+    assert checkpoint["hyper_parameters"]["snapshots"] == str(selected)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, selected: Path) -> None:
+    def run(name: str, epochs: int, ckpt_path: Path | None = None) -> DistillationModule:
+        torch.manual_seed(0)
+        module = DistillationModule(student(), Project(), selected, optimizer=sgd)
+        own = ModelCheckpoint(dirpath=tmp_path / name, filename="{epoch}", save_top_k=-1)
+        trainer = make_trainer(tmp_path, own, max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(module, DigitsData(shuffle=False), ckpt_path=ckpt_path)
+        return module
+
+    whole = run("whole", 3)
+    run("cut", 1)
+    resumed = run("cut", 3, tmp_path / "cut" / "epoch=0.ckpt")
+    assert resumed.teachers is not None
+    for a, b in zip(whole.student.state_dict().values(), resumed.student.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resuming_with_other_teachers_is_refused(tmp_path: Path, selected: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}")
+    trainer = make_trainer(tmp_path, own, max_epochs=1, enable_checkpointing=True)
+    trainer.fit(DistillationModule(student(), Project(), selected), DigitsData())
+    MISelector(rule="full").select(selected, progress=False)
+    with pytest.raises(
+        TeacherError, match=r"The checkpoint's run learnt from \['epoch=3.*Select the same snapshots again"
+    ):
+        make_trainer(tmp_path, max_epochs=2).fit(
+            DistillationModule(student(), Project(), selected),
+            DigitsData(),
+            ckpt_path=tmp_path / "own" / "epoch=0.ckpt",
+        )
+
+
+def test_loading_a_student_needs_no_snapshots(tmp_path: Path, selected: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}")
+    trainer = make_trainer(tmp_path, own, max_epochs=1, enable_checkpointing=True)
+    module = DistillationModule(student(), Project(), selected, alpha=0.25)
+    trainer.fit(module, DigitsData())
+    for path in selected.iterdir():
+        path.unlink()
+    loaded = DistillationModule.load_from_checkpoint(
+        tmp_path / "own" / "epoch=0.ckpt", student=student(), teacher=Project(), weights_only=True
+    )
+    assert loaded.alpha == 0.25
+    x = digits(0, 8).tensors[0]
+    assert torch.equal(loaded.eval()(x), module.eval()(x))
+    make_trainer(tmp_path).predict(loaded, DigitsData().test_dataloader())
+
+
+def test_a_schedule_and_bfloat16(tmp_path: Path, selected: Path) -> None:
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
+
+    module = DistillationModule(student(), Project(), selected, optimizer=sgd, lr_scheduler=schedule)
+    trainer = make_trainer(tmp_path, max_epochs=2)
+    trainer.fit(module, DigitsData())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * 0.01)
+    plateau = DistillationModule(
+        student(), Project(), selected, optimizer=sgd, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau
+    )
+    make_trainer(tmp_path, max_epochs=1).fit(plateau, DigitsData())
+    for precision in ("bf16-mixed", "bf16-true"):
+        make_trainer(tmp_path, max_epochs=1, precision=precision).fit(
+            DistillationModule(student(), Project(), selected), DigitsData()
+        )
+
+
+def test_without_a_selection_the_last_one_teaches(tmp_path: Path, harvest: Path) -> None:
+    with pytest.warns(UserWarning, match="the last snapshot alone will teach"):
+        module = distil(tmp_path, harvest, max_epochs=1)
+    assert module.teachers.names == ["epoch 3 (step 16)"]
+    assert distil(tmp_path, harvest, choice=[0, 2], max_epochs=1).teachers.names == [
+        "epoch 0 (step 4)",
+        "epoch 2 (step 12)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": -0.1}, r"alpha should be in \[0, 1\], got -0.1"),
+        ({"alpha": 1.5}, r"alpha should be in \[0, 1\], got 1.5"),
+        ({"alpha": float("nan")}, r"alpha should be in \[0, 1\], got nan"),
+        ({"temperature": 0.0}, "temperature should be above 0, got 0.0"),
+        ({"temperature": float("inf")}, "temperature should be above 0, got inf"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        DistillationModule(student(), Project(), "nowhere", **options)
+
+
+class Training(Callback):
+    """Notes whether a step was taken before the error."""
+
+    started = False
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.started = True
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"snapshots": "nowhere"}, SnapshotError, r"nowhere has no manifest.json"),
+        ({"teacher": Project(channels=4)}, TeacherError, r"epoch=3-.*does not fit teacher=Project. shapes differ"),
+        ({"teacher": Project().classifier}, TeacherError, r"give submodule='classifier'"),
+        ({"student": student(7)}, TeacherError, r"The student has 7 classes and the teachers .*have 10"),
+        ({"num_sanity_val_steps": 0, "student": student(7)}, TeacherError, "The student has 7 classes"),
+        ({"student": nn.Flatten(0)}, ArgumentError, "those of Flatten have"),
+    ],
+)
+def test_what_does_not_fit_fails_before_a_step(
+    tmp_path: Path, selected: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    watch = Training()
+    with pytest.raises(error, match=message):
+        distil(
+            tmp_path,
+            options.pop("snapshots", selected),
+            watch,
+            optimizer=lambda p: torch.optim.SGD([torch.ones(1, requires_grad=True), *p], lr=0.1),
+            **options,
+        )
+    assert not watch.started
+
+
+def test_labels_outside_the_classes(tmp_path: Path, selected: Path) -> None:
+    class Shifted(DistillationModule):
+        def unpack_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+            return batch[0], batch[1] + 1
+
+    module = Shifted(student(), Project(), selected)
+    with pytest.raises(ArgumentError, match=r"Labels run from 1 to 10, but the teacher has 10 classes"):
+        make_trainer(tmp_path).fit(module, DigitsData())
+
+
+def test_a_file_that_was_damaged(tmp_path: Path, selected: Path) -> None:
+    file = selected / SnapshotStore.open(selected).snapshots[3].file
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(SnapshotError, match=r"has 100 bytes where the manifest says"):
+        distil(tmp_path, selected)

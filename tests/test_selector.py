@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_ckptkd import (
+    ArgumentError,
+    CheckpointHarvester,
+    MISelector,
+    SelectionError,
+    SnapshotError,
+    SnapshotStore,
+    TeacherError,
+)
+from lightning_ckptkd.snapshots import Selection
+from tests.projects import DigitsData, Project, digits, make_trainer
+
+
+def probe(start: int = 1000, stop: int = 1200) -> DataLoader[Any]:
+    return DataLoader(digits(start, stop), 64)
+
+
+def spoil(folder: Path, index: int) -> str:
+    """Put NaN into a snapshot, as a diverged run would have."""
+    store = SnapshotStore.open(folder)
+    snapshot = store.snapshots[index]
+    weights = store.load(snapshot)
+    weights["classifier.bias"][0] = float("nan")
+    return store.commit(weights, epoch=snapshot.epoch, global_step=snapshot.global_step).file
+
+
+def test_when_fitting_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    selector = MISelector(num_teachers=2)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(), selector, logger=CSVLogger(tmp_path, name="l", version=0))
+    trainer.fit(Project(), DigitsData())
+    folder = tmp_path / "l" / "version_0" / "snapshots"
+    document = json.loads((folder / "selection.json").read_text())
+
+    entries = document["snapshots"]
+    assert [entry["epoch"] for entry in entries] == [0, 1, 2, 3]
+    for entry in entries:
+        assert entry["input_information"] > 0
+        assert entry["label_information"] <= document["probe"]["label_entropy"]
+        assert entry["score"] == pytest.approx(entry["input_term"] + entry["label_term"])
+    best_first = sorted(entries, key=lambda entry: -entry["score"])
+    assert [entry["rank"] for entry in best_first] == [1, 2, 3, 4]
+    assert document["chosen"] == [entry["file"] for entry in best_first[:2]]
+    assert document["settings"]["seed"] == 0
+    assert document["probe"]["size"] == 200
+    with Image.open(folder / "selection.png") as picture:
+        assert picture.size[0] > 1000
+
+    table = capsys.readouterr().out
+    assert "2 of 4 snapshots chosen by rule 'mi' on 200 probe samples" in table
+    assert table.count("| chosen |") == 2
+    rows = (tmp_path / "l" / "version_0" / "metrics.csv").read_text()
+    assert "selection/input_information" in rows
+    assert selector.selection == Selection.read(SnapshotStore.open(folder))
+
+
+def test_the_callback_and_the_folder_alone_agree(trained: tuple[Path, Project], harvest: Path) -> None:
+    at_fit_end = MISelector().select(harvest, trained[1], probe(), progress=False)
+    alone = MISelector().select(harvest, Project(), probe(), progress=False)
+    assert alone.candidates == at_fit_end.candidates
+    assert alone.chosen == at_fit_end.chosen
+
+
+@pytest.mark.parametrize("input_estimator", ["gaussian", "convolutional"])
+@pytest.mark.parametrize("label_estimator", ["head", "logistic"])
+def test_estimators(harvest: Path, input_estimator: str, label_estimator: str) -> None:
+    options = {"input_estimator": input_estimator, "label_estimator": label_estimator, "decoder_steps": 30}
+    first = MISelector(**options).select(harvest, Project(), probe(), progress=False)
+    again = MISelector(**options).select(harvest, Project(), probe(), progress=False)
+    assert again.candidates == first.candidates
+    assert all(candidate.input_information for candidate in first.candidates)
+    seeded = MISelector(**options, seed=5, probe_size=150).select(harvest, Project(), probe(), progress=False)
+    assert [c.input_information for c in seeded.candidates] != [c.input_information for c in first.candidates]
+
+
+def test_weights_and_normalisation_decide(harvest: Path) -> None:
+    def scores(**options: Any) -> list[Any]:
+        return list(MISelector(**options).select(harvest, Project(), probe(), progress=False).candidates)
+
+    for candidate in scores(input_weight=0.0):
+        assert candidate.score == candidate.label_term
+    for candidate in scores(label_weight=0.0, input_weight=2.0):
+        assert candidate.score == pytest.approx(2 * candidate.input_term)
+    spread = [candidate.input_term for candidate in scores(normalisation="minmax")]
+    assert (min(spread), max(spread)) == (0, 1)
+
+
+def test_baselines(harvest: Path) -> None:
+    files = [snapshot.file for snapshot in SnapshotStore.open(harvest).snapshots]
+    for rule, count, chosen in (
+        ("full", None, [3]),
+        ("half", None, [1]),
+        ("spaced", 2, [3, 1]),
+        ("spaced", None, None),
+    ):
+        selection = MISelector(rule=rule, num_teachers=count).select(harvest, progress=False)
+        assert selection.rule == rule
+        if chosen is not None:
+            assert list(selection.chosen) == [files[index] for index in chosen]
+        assert selection.candidates[0].input_information is None
+        assert (harvest / "selection.png").stat().st_size > 1000
+    assert len(selection.chosen) == 3
+
+
+def test_accuracy_rule(harvest: Path) -> None:
+    selection = MISelector(rule="accuracy", num_teachers=1).select(harvest, Project(), probe(), progress=False)
+    store = SnapshotStore.open(harvest)
+    project, (images, labels) = Project().eval(), digits(1000, 1200).tensors
+    truth = []
+    for snapshot in store.snapshots:
+        project.load_state_dict(store.load(snapshot))
+        truth.append(float((project(images).argmax(1) == labels).float().mean()))
+    assert [candidate.accuracy for candidate in selection.candidates] == pytest.approx(truth)
+    assert selection.chosen == (store.snapshots[truth.index(max(truth))].file,)
+
+
+def test_the_model_is_handed_back_as_it_came(harvest: Path) -> None:
+    project = Project().train()
+    project.backbone.eval()
+    before = {name: value.clone() for name, value in project.state_dict().items()}
+    modes = [module.training for module in project.modules()]
+    state = torch.get_rng_state()
+    MISelector().select(harvest, project, probe(), progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in project.state_dict().items())
+    assert [module.training for module in project.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_harvested_submodule_is_found_in_the_whole(tmp_path: Path) -> None:
+    project = Project()
+    make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h", submodule="classifier"), max_epochs=2).fit(
+        project, DigitsData()
+    )
+    features = [(project.eval().backbone(x).detach(), y) for x, y in probe()]
+    whole = MISelector().select(tmp_path / "h", project, features, progress=False)
+    part = MISelector().select(tmp_path / "h", project.classifier, features, progress=False)
+    assert whole.candidates == part.candidates
+
+
+def test_a_backbone_without_logits(tmp_path: Path) -> None:
+    selector = MISelector(layer="7", label_estimator="logistic")
+    harvester = CheckpointHarvester(tmp_path / "h", submodule="backbone")
+    make_trainer(tmp_path, harvester, selector, max_epochs=2).fit(Project(), DigitsData())
+    assert selector.selection is not None
+    assert all(candidate.label_information > 0.3 for candidate in selector.selection.candidates)
+
+
+def test_nan_is_excluded_and_never_chosen(harvest: Path) -> None:
+    spoilt = spoil(harvest, 3)
+    for selection in (
+        MISelector().select(harvest, Project(), probe(), progress=False),
+        MISelector(rule="full").select(harvest, progress=False),
+        MISelector(rule="accuracy").select(harvest, Project(), probe(), progress=False),
+    ):
+        excluded = {c.file: (c.excluded, c.rank) for c in selection.candidates if c.excluded}
+        assert excluded == {spoilt: ("its weights hold NaN or infinity in 'classifier.bias'", None)}
+        assert spoilt not in selection.chosen
+        assert selection.chosen
+
+
+def test_features_that_overflow_are_excluded(harvest: Path) -> None:
+    store = SnapshotStore.open(harvest)
+    weights = {
+        name: value * 1e30 if value.is_floating_point() else value
+        for name, value in store.load(store.snapshots[0]).items()
+    }
+    store.commit(weights, epoch=0, global_step=store.snapshots[0].global_step)
+    selection = MISelector().select(harvest, Project(), probe(), progress=False)
+    assert selection.candidates[0].excluded == "its features or logits on the probe set are not finite"
+
+
+def test_fewer_snapshots_than_asked_for(harvest: Path) -> None:
+    with pytest.raises(SelectionError, match=r"num_teachers=9, but .* has 4 usable of 4 snapshots.*--num_teachers 4"):
+        MISelector(num_teachers=9).select(harvest, Project(), probe(), progress=False)
+    spoil(harvest, 0)
+    with pytest.raises(SelectionError, match=r"has 3 usable of 4 snapshots. .* is excluded: its weights hold NaN"):
+        MISelector(num_teachers=4).select(harvest, Project(), probe(), progress=False)
+    for index in range(1, 4):
+        spoil(harvest, index)
+    with pytest.raises(SelectionError, match="has 0 usable of 4"):
+        MISelector().select(harvest, Project(), probe(), progress=False)
+    assert not (harvest / "selection.json").exists()
+
+
+def test_labels_outside_the_teachers_classes(harvest: Path) -> None:
+    images, labels = digits(1000, 1200).tensors
+    with pytest.raises(ArgumentError, match=r"Labels run from 1 to 10, but the teacher has 10 classes"):
+        MISelector().select(harvest, Project(), [(images, labels + 1)], progress=False)
+
+
+def test_a_snapshot_of_another_architecture(harvest: Path) -> None:
+    with pytest.raises(TeacherError, match=r"epoch=0-.* does not fit model=Project. shapes differ: backbone.0.weight"):
+        MISelector().select(harvest, Project(channels=4), probe(), progress=False)
+
+
+def test_a_damaged_snapshot(harvest: Path) -> None:
+    file = harvest / SnapshotStore.open(harvest).snapshots[1].file
+    save_file({"x": torch.ones(1)}, file)
+    with pytest.raises(SnapshotError, match="bytes where the manifest says"):
+        MISelector(rule="full").select(harvest, progress=False)
+
+
+def test_a_teacher_that_returns_a_tuple(tmp_path: Path) -> None:
+    class Tuple(Project):
+        def forward(self, x: Tensor) -> Any:
+            features = self.backbone(x)
+            return features, self.classifier(features)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0])[1], batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), max_epochs=2).fit(Tuple(), DigitsData())
+    with pytest.raises(ArgumentError, match=r"Tuple returns tuple of 2, not a tensor of logits.*logits_key"):
+        MISelector().select(tmp_path / "h", Tuple(), probe(), progress=False)
+    selection = MISelector(logits_key=1).select(tmp_path / "h", Tuple(), probe(), progress=False)
+    assert all(candidate.accuracy is not None for candidate in selection.candidates)
+
+
+def test_unpack_batch_can_be_overridden(harvest: Path) -> None:
+    class Reversed(MISelector):
+        def unpack_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+            return batch[1], batch[0]
+
+    swapped = [(y, x) for x, y in probe()]
+    assert Reversed().select(harvest, Project(), swapped, progress=False).chosen
+
+
+def test_no_validation_data_and_no_probe(tmp_path: Path) -> None:
+    class NoValidation(Project):
+        validation_step = None  # type: ignore[assignment]
+
+    train = DataLoader(digits(0, 64), 32)
+    with pytest.raises(ArgumentError, match=r"probe_split='val': the run has no such data"):
+        make_trainer(tmp_path, CheckpointHarvester(), MISelector()).fit(NoValidation(), train)
+    assert not (tmp_path / "snapshots").exists(), "it fails before it trains"
+    for selector in (MISelector(probe=probe()), MISelector(probe_split="train"), MISelector(rule="full")):
+        folder = tmp_path / f"{selector.probe_split}_{selector.settings.rule}_{selector.probe is None}"
+        make_trainer(folder, CheckpointHarvester(), selector, max_epochs=1).fit(NoValidation(), train)
+        assert selector.selection is not None
+
+
+def test_splits_and_lists_of_loaders(tmp_path: Path) -> None:
+    class Lists(DigitsData):
+        def val_dataloader(self) -> Any:
+            return [super().val_dataloader(), super().test_dataloader()]
+
+    class ManyLoaders(Project):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            pass
+
+    for split in ("val", "test"):
+        selector = MISelector(probe_split=split)
+        make_trainer(tmp_path / split, CheckpointHarvester(), selector, max_epochs=1).fit(ManyLoaders(), Lists())
+        assert selector.selection is not None
+        assert selector.selection.probe["size"] == 200
+
+
+def test_no_harvest_to_select_from(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"MISelector\(snapshots=None\) has nothing to select from"):
+        make_trainer(tmp_path, MISelector()).fit(Project(), DigitsData())
+    with pytest.raises(SnapshotError, match="so there are no snapshots"):
+        MISelector().select(tmp_path, Project(), probe())
+
+
+def test_fast_dev_run(tmp_path: Path) -> None:
+    make_trainer(tmp_path, CheckpointHarvester(), MISelector(), fast_dev_run=True).fit(Project(), DigitsData())
+    assert not (tmp_path / "snapshots").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "best"}, "rule='best' is unknown"),
+        ({"input_estimator": "gausian"}, "input_estimator='gausian' is unknown. Near names: 'gaussian'"),
+        ({"label_estimator": "x"}, "label_estimator='x' is unknown"),
+        ({"normalisation": "sum"}, "normalisation='sum' is unknown"),
+        ({"num_teachers": 0}, "num_teachers should be 1 or more, got 0"),
+        ({"input_weight": -1.0}, "input_weight and label_weight should be 0 or more"),
+        ({"input_weight": 0.0, "label_weight": 0.0}, "not both 0"),
+        ({"probe_split": "valid"}, "probe_split should be one of val, train, test, got 'valid'"),
+        ({"probe_size": 0}, "probe_size should be 1 or more"),
+        ({"decoder_steps": 0}, "decoder_steps should be 1 or more"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        MISelector(**options)
+
+
+def test_what_is_missing_without_a_run(harvest: Path) -> None:
+    with pytest.raises(ArgumentError, match="rule='mi' runs the snapshots and needs a model"):
+        MISelector().select(harvest, None, probe(), progress=False)
+    with pytest.raises(ArgumentError, match="needs probe data"):
+        MISelector().select(harvest, Project(), None, progress=False)
+    with pytest.raises(ArgumentError, match="the inputs have the shape"):
+        MISelector(input_estimator="convolutional").select(
+            harvest, Project(), [(torch.randn(60, 8), torch.zeros(60, dtype=torch.long))], progress=False
+        )
