@@ -1,0 +1,90 @@
+"""Fit with both callbacks, then distil, on as many processes as asked for; run by test_ddp.py, once for each number.
+
+The batches that all processes take together are the same for any number of them: the batch size is divided by the
+number, and a sampler of its own keeps Lightning from shuffling. The network has no BatchNorm.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, seed_everything
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, MISelector
+from tests.projects import DigitsData, digits, make_trainer
+
+
+def network(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 10))
+
+
+class Teacher(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_epoch=True, sync_dist=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("own_hook", float(self.current_epoch), sync_dist=True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+
+
+class InOrder(DigitsData):
+    def train_dataloader(self) -> DataLoader[Any]:
+        data = digits(0, self.train_size)
+        ranks = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+        return DataLoader(data, self.batch_size, sampler=DistributedSampler(data, **ranks, shuffle=False))
+
+
+def main(devices: int, root: Path, scenario: str) -> None:
+    options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
+    data = InOrder(batch_size=32 // devices, train_size=256)
+    seed_everything(0, verbose=False)
+    fit = make_trainer(root, CheckpointHarvester(), MISelector(num_teachers=2), max_epochs=4, **options)
+    fit.fit(Teacher(), data)
+    snapshots = root / "snapshots"
+    if scenario == "damaged":  # on rank 1's share alone
+        fit.strategy.barrier()
+        files = sorted(snapshots.glob("epoch=1-*"))
+        if fit.global_rank == 0:
+            files[0].write_bytes(b"damaged")
+        fit.strategy.barrier()
+        try:
+            MISelector().select(snapshots, Teacher(), data.val_dataloader(), progress=False)
+        except CkptKDError as error:
+            (root / f"rank_{fit.global_rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        return
+    seed_everything(1, verbose=False)
+    module = DistillationModule(network(8), Teacher(), snapshots, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    distil = make_trainer(root, max_epochs=3, **options)
+    distil.fit(module, data)
+    (result,) = distil.test(module, data, verbose=False)
+    assert not any("teacher" in name and "acc" not in name for name, _ in module.named_modules())
+    torch.save(module.student.state_dict(), root / f"student_{distil.global_rank}.pt")
+    if distil.global_rank == 0:
+        (root / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

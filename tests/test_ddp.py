@@ -1,0 +1,76 @@
+"""Real gloo processes: two ranks make the same snapshots, ranking and student as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_ckptkd import SnapshotStore
+from lightning_ckptkd.snapshots import Selection
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def run(devices: int, root: Path, scenario: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.processes.two_ranks", str(devices), str(root), scenario]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    run(1, one, "whole")
+    run(2, two, "whole")
+    return one, two
+
+
+def test_the_same_snapshots(roots: tuple[Path, Path]) -> None:
+    one, two = (SnapshotStore.open(root / "snapshots") for root in roots)
+    assert [(s.epoch, s.global_step) for s in one.snapshots] == [(s.epoch, s.global_step) for s in two.snapshots]
+    for a, b in zip(one.snapshots, two.snapshots, strict=True):
+        weights_a, weights_b = one.load(a), two.load(b)
+        assert weights_a.keys() == weights_b.keys()
+        for name, value in weights_a.items():
+            torch.testing.assert_close(weights_b[name], value, rtol=1e-4, atol=1e-5)
+        assert a.metrics.keys() == b.metrics.keys()
+        assert {"train_loss", "own_hook", "val_loss"} <= a.metrics.keys()
+        assert b.metrics["own_hook"] == a.metrics["own_hook"] == a.epoch
+        assert b.metrics["val_loss"] == pytest.approx(a.metrics["val_loss"], rel=1e-3)
+
+
+def test_the_same_ranking(roots: tuple[Path, Path]) -> None:
+    one, two = (Selection.read(SnapshotStore.open(root / "snapshots")) for root in roots)
+    assert [candidate.rank for candidate in two.candidates] == [candidate.rank for candidate in one.candidates]
+    for a, b in zip(one.candidates, two.candidates, strict=True):
+        assert b.input_information == pytest.approx(a.input_information, rel=1e-3)
+        assert b.label_information == pytest.approx(a.label_information, rel=1e-3)
+        assert b.epoch == a.epoch
+    assert two.probe == one.probe
+
+
+def test_the_same_student(roots: tuple[Path, Path]) -> None:
+    one = torch.load(roots[0] / "student_0.pt", weights_only=True)
+    ranks = [torch.load(roots[1] / f"student_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, value in one.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-5)
+    results = [json.loads((root / "result.json").read_text()) for root in roots]
+    assert results[1] == pytest.approx(results[0], abs=0.011)
+
+
+def test_an_error_on_one_rank_ends_both_with_its_message(tmp_path: Path) -> None:
+    run(2, tmp_path, "damaged")
+    messages = [(tmp_path / f"rank_{rank}.txt").read_text() for rank in (0, 1)]
+    for rank, message in enumerate(messages):
+        assert message.startswith("SnapshotError"), message
+        assert "epoch=1-" in message, message
+        assert "has 7 bytes where the manifest says" in message, message
+        assert ("rank 1 failed, so all ranks stop" in message) == (rank == 0), message
