@@ -22,7 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Project]:
     root = tmp_path_factory.mktemp("trained")
     seed_everything(0, verbose=False)
     project = Project()
-    make_trainer(root, CheckpointHarvester(dirpath=root / "harvest")).fit(project, DigitsData())
+    make_trainer(root, CheckpointHarvester(dirpath=root / "harvest")).fit(project, DigitsData(train_size=896))
     return root / "harvest", project
 
 
