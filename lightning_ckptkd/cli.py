@@ -14,9 +14,11 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from typing_extensions import override
 
+from lightning_ckptkd.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.selector import MISelector, first_loader
 from lightning_ckptkd.snapshots import harvest_checkpoints
@@ -74,13 +76,16 @@ class CkptKDCLI(LightningCLI):
     ) -> None:
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         assert isinstance(self.parser, _Parser)
+        self.parser.add_argument(
+            "--print_completion", action=PrintCompletion, choices=SHELLS, help="Print a completion script and exit."
+        )
         for name, (make_parser, _) in _COMMANDS.items():
             parser = make_parser()
             self.parser.commands.add_subcommand(name, parser, help=parser.description)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        assert args is None or isinstance(args, list)
+        assert isinstance(args, list)
         # not super(): it warns where a program with arguments of its own gives some from Python
         self.config = parser.parse_args(args)
         name = self.config.subcommand
@@ -112,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> Any:
                     "env_prefix": "CKPTKD",
                     "distill": {"default_config_files": [str(_DISTILL_DEFAULTS)]},
                 },
-                args=None if args is None else list(args),
+                args=_name_bare_words(list(sys.argv[1:] if args is None else args)),
             )
         except _Finished as finished:
             return finished.result
@@ -122,6 +127,11 @@ def main(args: Sequence[str] | None = None) -> Any:
 def known_warnings_ignored() -> Iterator[None]:
     """Keep from users the warnings that neither they nor this package can do anything about."""
     with warnings.catch_warnings():
+        # lightning.pytorch.cli 2.6.6 uses three names that jsonargparse 4.49 renamed
+        for renamed in ("add_instantiator", "instantiate_classes", "skip_none parameter", "By default only one"):
+            warnings.filterwarnings(
+                "ignore", message=rf"\s*(``)?(ArgumentParser\.)?{renamed}", category=DeprecationWarning
+            )
         # lightning 2.6.6 asks torch 2.15's pytree in a way that torch calls deprecated
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
         yield
@@ -138,7 +148,7 @@ def run() -> None:
 def _make_select_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Chooses teachers among the snapshots of a harvest.")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; each run writes one.")
-    parser.add_argument("snapshots", nargs="?", type=str, help="The harvest's folder.")
+    parser.add_argument("--snapshots", type=str, help="The harvest's folder; its name alone, first, does as well.")
     parser.add_argument(
         "--fit_config", type=str, help="Take model and data from a config that `ckptkd fit` wrote or can read."
     )
@@ -158,14 +168,14 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
         raise ArgumentError("snapshots: give the folder of a harvest: `ckptkd select DIR`.")
     if config.fit_config is not None:
         config = _with_model_and_data(parser, config)
-    made = parser.instantiate_classes(config)
+    made = parser.instantiate(config)
     options = {
         key: value
         for key, value in vars(made).items()
         if key not in ("config", "snapshots", "fit_config", "model", "data", "device")
     }
     selector = MISelector(**options)
-    loader = _probe_loader(made.data, selector) if made.data is not None and selector.settings.needs_probe else None
+    loader = _probe_loader(made.data, made.model, selector) if selector.settings.needs_probe else None
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -190,18 +200,25 @@ def _with_model_and_data(parser: ArgumentParser, config: Namespace) -> Namespace
     return merged
 
 
-def _probe_loader(data: LightningDataModule, selector: MISelector) -> Iterable[Any]:
-    data.prepare_data()
-    data.setup("test" if selector.probe_split == "test" else "fit")
+def _probe_loader(
+    data: LightningDataModule | None, model: nn.Module | None, selector: MISelector
+) -> Iterable[Any] | None:
     hook = f"{selector.probe_split}_dataloader"
-    return first_loader(getattr(data, hook)(), hook)
+    owner: LightningDataModule | LightningModule | None = data
+    if owner is None and isinstance(model, LightningModule) and is_overridden(hook, model):
+        owner = model
+    if owner is None:
+        return None
+    owner.prepare_data()
+    owner.setup("test" if selector.probe_split == "test" else "fit")
+    return first_loader(getattr(owner, hook)(), hook)
 
 
 def _make_harvest_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Makes a harvest of a folder of Lightning .ckpt files, without retraining.")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file.")
-    parser.add_argument("checkpoints", nargs="?", type=str, help="Folder with the .ckpt files.")
-    parser.add_argument("snapshots", nargs="?", type=str, help="Folder to make the harvest in; default: beside them.")
+    parser.add_argument("--checkpoints", type=str, help="Folder with the .ckpt files; its name alone does as well.")
+    parser.add_argument("--snapshots", type=str, help="Folder to make the harvest in; likewise. Default: beside them.")
     parser.add_argument("--submodule", type=str, help="Attribute path of the part of the LightningModule to harvest.")
     return parser
 
@@ -215,6 +232,17 @@ def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
     return store
 
 
+def _name_bare_words(args: list[str]) -> list[str]:
+    """``select DIR`` as ``select --snapshots DIR``: unlike a positional, an option can come from a file or variable."""
+    named = list(args)
+    for place, option in enumerate(_BARE_WORDS.get(args[0] if args else "", ()), start=1):
+        if len(args) <= place or args[place].startswith("-"):
+            break
+        named[place] = f"--{option}={args[place]}"
+    return named
+
+
+_BARE_WORDS = {"select": ("snapshots",), "harvest": ("checkpoints", "snapshots")}
 _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[ArgumentParser, Namespace], Any]]] = {
     "select": (_make_select_parser, _select),
     "harvest": (_make_harvest_parser, _harvest),

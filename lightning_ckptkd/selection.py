@@ -105,8 +105,12 @@ def select_snapshots(
         ArgumentError: If the module or the probe does not suit the settings.
     """
     if settings.needs_probe and (module is None or probe is None):
-        missing = "a model" if module is None else "probe data"
-        raise ArgumentError(f"rule={settings.rule!r} runs the snapshots and needs {missing}.")
+        source = store.manifest.source.get("class_path") or "a class that the manifest does not name"
+        missing = f"the model that was trained, {source}" if module is None else "data to probe it with"
+        raise ArgumentError(
+            f"rule={settings.rule!r} runs the snapshots and needs {missing}. Give both (`ckptkd select` takes "
+            f"--model and --data, or --fit_config), or a rule that goes by position: {', '.join(POSITION_RULES)}."
+        )
     wanted = settings.num_teachers or 1
     if wanted > len(store.snapshots):
         raise SelectionError(_too_few(store, wanted, len(store.snapshots), []))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,20 @@ def own_callbacks(root: Path) -> list[Any]:
         ModelCheckpoint(dirpath=root / "own", filename="{epoch}", save_top_k=-1),
         EarlyStopping("val_loss", patience=10),
     ]
+
+
+def write_fashion_mnist(root: Path) -> None:
+    """The idx files that torchvision reads, holding scikit-learn's digits in place of clothes."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    images, labels = digits(0, 300).tensors
+    pixels = (nn.functional.interpolate(images, (28, 28)) * 255).byte()
+    for name, part in (("train", slice(0, 200)), ("t10k", slice(200, 300))):
+        picked, marks = pixels[part], labels[part].byte()
+        with gzip.open(raw / f"{name}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">IIII", 2051, len(picked), 28, 28) + picked.numpy().tobytes())
+        with gzip.open(raw / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">II", 2049, len(marks)) + marks.numpy().tobytes())
+    for packed in raw.glob("*.gz"):
+        with gzip.open(packed) as source, packed.with_suffix("").open("wb") as target:
+            shutil.copyfileobj(source, target)

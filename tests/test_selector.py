@@ -304,9 +304,9 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_missing_without_a_run(harvest: Path) -> None:
-    with pytest.raises(ArgumentError, match="rule='mi' runs the snapshots and needs a model"):
+    with pytest.raises(ArgumentError, match=r"needs the model that was trained, tests\.projects\.Project\. Give both"):
         MISelector().select(harvest, None, probe(), progress=False)
-    with pytest.raises(ArgumentError, match="needs probe data"):
+    with pytest.raises(ArgumentError, match="needs data to probe it with"):
         MISelector().select(harvest, Project(), None, progress=False)
     with pytest.raises(ArgumentError, match="the inputs have the shape"):
         MISelector(input_estimator="convolutional").select(

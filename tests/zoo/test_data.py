@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import gzip
 import shutil
-import struct
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torchvision.transforms import v2
 
 from lightning_ckptkd import ArgumentError
@@ -18,7 +15,7 @@ from lightning_ckptkd.zoo import (
     ImageFolderDataModule,
 )
 from lightning_ckptkd.zoo.images import ImageDataModule
-from tests.projects import digits
+from tests.projects import write_fashion_mnist
 
 
 def ready(data: ImageDataModule) -> ImageDataModule:
@@ -29,23 +26,6 @@ def ready(data: ImageDataModule) -> ImageDataModule:
 
 def sizes(data: ImageDataModule) -> dict[str, int]:
     return {split: len(images) for split, images in data.sets.items()}
-
-
-def write_fashion_mnist(root: Path) -> None:
-    """The idx files that torchvision reads, holding scikit-learn's digits in place of clothes."""
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    images, labels = digits(0, 300).tensors
-    pixels = (nn.functional.interpolate(images, (28, 28)) * 255).byte()
-    for name, part in (("train", slice(0, 200)), ("t10k", slice(200, 300))):
-        picked, marks = pixels[part], labels[part].byte()
-        with gzip.open(raw / f"{name}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(struct.pack(">IIII", 2051, len(picked), 28, 28) + picked.numpy().tobytes())
-        with gzip.open(raw / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
-            file.write(struct.pack(">II", 2049, len(marks)) + marks.numpy().tobytes())
-    for packed in raw.glob("*.gz"):
-        with gzip.open(packed) as source, packed.with_suffix("").open("wb") as target:
-            shutil.copyfileobj(source, target)
 
 
 def test_digits_are_cut_once_for_a_seed() -> None:
