@@ -19,7 +19,7 @@ from lightning_ckptkd.batches import inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.information.probe import collect_probe
-from lightning_ckptkd.ranks import on_each_rank, on_rank_zero
+from lightning_ckptkd.ranks import current_rank, on_each_rank, on_rank_zero
 from lightning_ckptkd.selection import SelectionSettings, select_snapshots
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.weights import get_submodule
@@ -134,7 +134,7 @@ class MISelector(Callback):
             pl_module,
             loader,
             device=trainer.strategy.root_device,
-            progress=bar is not None and bar.is_enabled,  # type: ignore[attr-defined]
+            progress=bar is not None and bool(getattr(bar, "is_enabled", True)),
         )
         for logger in trainer.loggers:
             for step, numbers in report.numbers_by_step(self.selection):
@@ -174,7 +174,13 @@ class MISelector(Callback):
             if probe is not None and self.settings.needs_probe:
                 loader = probe
                 samples = on_each_rank(
-                    lambda: collect_probe(loader, self.probe_size, self.settings.seed, self.unpack_batch)
+                    lambda: collect_probe(
+                        loader,
+                        self.probe_size,
+                        self.settings.seed,
+                        self.unpack_batch,
+                        progress=progress and current_rank() == 0,
+                    )
                 )
             selection = select_snapshots(store, self.settings, model, samples, device=device, progress=progress)
         on_rank_zero(lambda: _publish(store, selection))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
+from tqdm import tqdm
 
 from lightning_ckptkd.batches import inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError
@@ -37,6 +38,8 @@ def collect_probe(
     size: int,
     seed: int,
     unpack: Callable[[Any], tuple[Tensor, Tensor]] = inputs_and_labels,
+    *,
+    progress: bool = False,
 ) -> Probe:
     """Take a fixed part of a dataloader's samples.
 
@@ -48,6 +51,7 @@ def collect_probe(
         size: Number of samples; all are taken where there are fewer.
         seed: Seed of the draw.
         unpack: Gives X and Y of a batch.
+        progress: Whether to show a progress bar.
 
     Raises:
         ArgumentError: If there are fewer than 50 samples, or labels below zero.
@@ -55,13 +59,15 @@ def collect_probe(
     inputs: list[Tensor] = []
     labels: list[Tensor] = []
     missing = size
-    for batch in _draw(loader, size, seed):
-        x, y = unpack(batch)
-        inputs.append(x[:missing].detach().cpu())
-        labels.append(y[:missing].detach().cpu().long())
-        missing -= len(labels[-1])
-        if missing == 0:
-            break
+    with tqdm(total=size, desc="Reading the probe set", unit="sample", leave=False, disable=not progress) as bar:
+        for batch in _draw(loader, size, seed):
+            x, y = unpack(batch)
+            inputs.append(x[:missing].detach().cpu())
+            labels.append(y[:missing].detach().cpu().long())
+            missing -= len(labels[-1])
+            bar.update(len(labels[-1]))
+            if missing == 0:
+                break
     found = size - missing
     if found < MIN_PROBE_SIZE:
         raise ArgumentError(
