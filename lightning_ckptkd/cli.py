@@ -22,8 +22,10 @@ from lightning_ckptkd.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.selector import MISelector, first_loader
 from lightning_ckptkd.snapshots import harvest_checkpoints
+from lightning_ckptkd.snapshots.files import write_bytes
 
 SELECT_CONFIG_NAME = "select.yaml"
+HARVEST_CONFIG_NAME = "harvest.yaml"
 _DISTILL_DEFAULTS = Path(__file__).with_name("distill_defaults.yaml")
 
 
@@ -82,6 +84,10 @@ class CkptKDCLI(LightningCLI):
         for name, (make_parser, _) in _COMMANDS.items():
             parser = make_parser()
             self.parser.commands.add_subcommand(name, parser, help=parser.description)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was given: Lightning would let a checkpoint's hyper-parameters overrule it."""
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -181,10 +187,12 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     seed_everything(selector.settings.seed, verbose=False)
     selection = selector.select(config.snapshots, made.model, loader, device=device)
-    parser.save(
-        config.clone(with_meta=False), str(Path(config.snapshots) / SELECT_CONFIG_NAME), overwrite=True, multifile=False
-    )
+    _save_config(parser, config, config.snapshots, SELECT_CONFIG_NAME)
     return selection
+
+
+def _save_config(parser: ArgumentParser, config: Namespace, folder: str | Path, name: str) -> None:
+    write_bytes(Path(folder).expanduser(), name, parser.dump(config.clone(with_meta=False)).encode())
 
 
 def _with_model_and_data(parser: ArgumentParser, config: Namespace) -> Namespace:
@@ -216,7 +224,7 @@ def _probe_loader(
 
 def _make_harvest_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Makes a harvest of a folder of Lightning .ckpt files, without retraining.")
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; each run writes one.")
     parser.add_argument("--checkpoints", type=str, help="Folder with the .ckpt files; its name alone does as well.")
     parser.add_argument("--snapshots", type=str, help="Folder to make the harvest in; likewise. Default: beside them.")
     parser.add_argument("--submodule", type=str, help="Attribute path of the part of the LightningModule to harvest.")
@@ -228,6 +236,7 @@ def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
         raise ArgumentError("checkpoints: give the folder with the .ckpt files: `ckptkd harvest DIR`.")
     snapshots = config.snapshots or str(Path(config.checkpoints).parent / "snapshots")
     store = harvest_checkpoints(config.checkpoints, snapshots, config.submodule)
+    _save_config(parser, config, store.folder, HARVEST_CONFIG_NAME)
     print(f"{len(store.snapshots)} snapshots in {store.folder}. Next: `ckptkd select {store.folder}`")
     return store
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from lightning_ckptkd.batches import check_labels, inputs_and_labels
-from lightning_ckptkd.errors import ArgumentError, TeacherError
+from lightning_ckptkd.errors import ArgumentError, SnapshotError, TeacherError
 from lightning_ckptkd.logits import get_logits
 from lightning_ckptkd.losses import KDLoss
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
@@ -37,7 +39,8 @@ class DistillationModule(LightningModule):
     own copy of them.
 
     Logged: ``train_loss``, and for validation and test ``{val,test}_loss``, ``_acc`` (the student's), ``_agreement``
-    (share of samples on which student and ensemble agree) and, once, ``_teacher_acc`` (the ensemble's).
+    (share of samples on which student and ensemble agree) and, once, ``_teacher_acc`` (the ensemble's). Where the
+    harvest is gone, validating and testing still log the student's accuracy.
 
     Args:
         student: The network to train; it returns logits.
@@ -96,9 +99,6 @@ class DistillationModule(LightningModule):
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._labels_checked = False
         self._teacher_accuracy_logged: set[str] = set()
-        for stage in ("val", "test"):
-            for metric in ("acc", "agreement", "teacher_acc"):
-                self.add_module(f"{stage}_{metric}", MulticlassAccuracy(average="micro"))
 
     def unpack_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """X and Y of one batch; override it where a batch is not ``(x, y)``."""
@@ -111,9 +111,16 @@ class DistillationModule(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        if self.teachers is None and stage != "predict":
+        if self.teachers is not None or stage == "predict":
+            return
+        try:
             self.teachers, snapshots = on_each_rank(self._load_teachers)
-            self._teacher_files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in snapshots]
+        except SnapshotError as error:
+            if stage == "fit":
+                raise
+            rank_zero_warn(f"The student is evaluated without its teachers, who can't be read: {error}")
+            return
+        self._teacher_files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in snapshots]
 
     @override
     def on_fit_start(self) -> None:
@@ -122,6 +129,8 @@ class DistillationModule(LightningModule):
 
     @override
     def on_validation_start(self) -> None:
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._teacher_accuracy_logged.clear()
         self._place_teachers()
 
     @override
@@ -155,8 +164,8 @@ class DistillationModule(LightningModule):
         return loss
 
     @override
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "val", dataloader_idx)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -164,8 +173,8 @@ class DistillationModule(LightningModule):
             self._teacher_accuracy_logged.add("val")
 
     @override
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "test", dataloader_idx)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -184,7 +193,11 @@ class DistillationModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(_CHECKPOINT_KEY)
-        if saved is not None and self._teacher_files and saved != self._teacher_files:
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if not fitting or saved is None:
+            return
+        hashes = [sorted(item["sha256"] for item in files) for files in (saved, self._teacher_files)]
+        if hashes[0] != hashes[1]:
             names = [[item["file"] for item in files] for files in (saved, self._teacher_files)]
             raise TeacherError(
                 f"The checkpoint's run learnt from {names[0]}, this one would from {names[1]} of "
@@ -192,20 +205,26 @@ class DistillationModule(LightningModule):
                 "start a new run."
             )
 
-    def _evaluate(self, batch: Any, stage: str) -> None:
+    def _evaluate(self, batch: Any, stage: str, dataloader_idx: int) -> None:
         inputs, labels = self.unpack_batch(batch)
-        student, teachers = self._logits(inputs, labels, need_teachers=True)
-        assert teachers is not None
-        loss = self._loss(student, teachers, labels)
-        consensus = teachers.mean(0)
-        pairs = {"acc": (student, labels), "agreement": (student, consensus.argmax(1))}
-        if stage not in self._teacher_accuracy_logged:
-            pairs["teacher_acc"] = (consensus, labels)
-        self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
+        student, teachers = self._logits(inputs, labels, need_teachers=self.teachers is not None)
+        pairs = {"acc": (student, labels)}
+        if teachers is not None:
+            loss = self._loss(student, teachers, labels)
+            self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
+            consensus = teachers.mean(0)
+            pairs["agreement"] = student, consensus.argmax(1)
+            if stage not in self._teacher_accuracy_logged:
+                pairs["teacher_acc"] = consensus, labels
         for name, (logits, truth) in pairs.items():
-            metric = self.get_submodule(f"{stage}_{name}")
+            key = f"{stage}_{name}_{dataloader_idx}"
+            if key not in self._modules:
+                self.add_module(key, MulticlassAccuracy(average="micro").to(self.device))
+            metric: Any = self.get_submodule(key)
             metric(logits, truth)
-            self.log(f"{stage}_{name}", metric, prog_bar=name == "acc", on_step=False, on_epoch=True)  # type: ignore[arg-type]
+            self.log(
+                f"{stage}_{name}", metric, prog_bar=name == "acc", on_step=False, on_epoch=True, metric_attribute=key
+            )
 
     def _logits(self, inputs: Tensor, labels: Tensor, *, need_teachers: bool) -> tuple[Tensor, Tensor | None]:
         """The student's logits (N, K) and the teachers' (M, N, K), checked against each other and the labels."""
@@ -231,8 +250,8 @@ class DistillationModule(LightningModule):
         return loss
 
     def _place_teachers(self) -> None:
-        assert self.teachers is not None
-        self.teachers.to(self.device, self._dtype_of_student())
+        if self.teachers is not None:
+            self.teachers.to(self.device, self._dtype_of_student())
 
     def _dtype_of_student(self) -> torch.dtype:
         return next((p.dtype for p in self.student.parameters() if p.is_floating_point()), torch.float32)

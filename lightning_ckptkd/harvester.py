@@ -66,6 +66,7 @@ class CheckpointHarvester(Callback):
         self._store: SnapshotStore | None = None
         self._learning_rate: float | None = None
         self._last_step = 0
+        self._position = 0  # up to here the harvest is this run's; what lies beyond is a resumed run's abandoned branch
         self._last_snapshot = -1
         self._waiting: int | None = None  # step of the snapshot whose metrics are not recorded yet
         self._stale_metrics: Mapping[str, Tensor] = {}
@@ -73,7 +74,8 @@ class CheckpointHarvester(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(dirpath=str(self.dirpath), submodule=self.submodule)
+        dirpath = None if self.dirpath is None else str(Path(self.dirpath).expanduser().resolve())
+        return self._generate_state_key(dirpath=dirpath, submodule=self.submodule)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -96,13 +98,14 @@ class CheckpointHarvester(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.cadence.needs_progress and _progress(trainer) is None:
+        if self.cadence.needs_progress and _progress(trainer, None if self.cadence.by_steps else 0) is None:
             raise ArgumentError(
                 f"window={self.cadence.window}: the length of training is unknown. Give the Trainer max_epochs or "
-                "max_steps, or leave window out."
+                "max_steps (the latter if steps are counted and the data has no length), or leave window out."
             )
         get_submodule(pl_module, self.submodule, "submodule")
         self._last_step = trainer.global_step
+        self._position = trainer.global_step
         self._last_snapshot = -1
         self._waiting = None
         self._store = on_rank_zero(lambda: self._open_store(pl_module))
@@ -138,6 +141,9 @@ class CheckpointHarvester(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._record_metrics(trainer)
+        store = self._store
+        if store is not None:
+            on_rank_zero(lambda: store.forget_after(trainer.global_step))
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -179,10 +185,11 @@ class CheckpointHarvester(Callback):
                 epoch=trainer.current_epoch,
                 global_step=step,
                 learning_rate=self._learning_rate,
+                after=self._position,
             )
 
         on_rank_zero(commit)
-        self._last_snapshot = self._waiting = step
+        self._last_snapshot = self._waiting = self._position = step
 
     def _record_metrics(self, trainer: Trainer) -> None:
         """Add what has been logged since the epoch began to the snapshot that was taken last."""
@@ -199,18 +206,19 @@ class CheckpointHarvester(Callback):
 
 
 def _progress(trainer: Trainer, epochs_done: int | None = None) -> float | None:
-    """Fraction of training that is done, by the limit that is nearer; None where no limit is known."""
+    """Fraction of training that is done, by the limit that is nearer; None where no limit is known.
+
+    Inside an epoch (``epochs_done`` None) the epoch's own length counts.
+    """
     fractions = []
     if trainer.max_steps > 0:
         fractions.append(trainer.global_step / trainer.max_steps)
+    batches = trainer.num_training_batches
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        if epochs_done is None:
-            batches = trainer.num_training_batches
-            inside = trainer.fit_loop.batch_idx + 1 if math.isfinite(batches) else 0
-            epochs_done_now = trainer.current_epoch + (inside / batches if inside else 0)
-            fractions.append(epochs_done_now / trainer.max_epochs)
-        else:
+        if epochs_done is not None:
             fractions.append(epochs_done / trainer.max_epochs)
+        elif math.isfinite(batches):
+            fractions.append((trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / batches) / trainer.max_epochs)
     return max(fractions) if fractions else None
 
 
@@ -220,7 +228,7 @@ def _holds_run(folder: Path, run_id: str | None) -> bool:
 
 def _describe(pl_module: LightningModule, submodule: str | None) -> dict[str, Any]:
     kind = type(pl_module)
-    hyper_parameters = {key: value for key, value in pl_module.hparams.items() if not key.startswith("_")}
+    hyper_parameters = {key: value for key, value in pl_module.hparams.items() if not str(key).startswith("_")}
     return {
         "class_path": f"{kind.__module__}.{kind.__qualname__}",
         "hyper_parameters": json_safe(hyper_parameters),

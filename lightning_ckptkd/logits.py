@@ -15,7 +15,8 @@ def get_logits(output: Any, key: str | int | None, model: str) -> Tensor:
 
     Args:
         output: What the model returned.
-        key: None where the output is the logits; else the index, key or attribute under which it holds them.
+        key: The index, key or attribute under which the output holds them; not used where the output is a tensor
+            (some networks return a tuple in training and a tensor in evaluation).
         model: The model's name, for messages.
 
     Returns:
@@ -25,10 +26,11 @@ def get_logits(output: Any, key: str | int | None, model: str) -> Tensor:
         ArgumentError: If they aren't there, or are not (N, K).
     """
     found = output
-    if key is not None:
+    if key is not None and not isinstance(output, Tensor):
+        keyed: Any = output
+        by_item = isinstance(output, Mapping) or (isinstance(output, (tuple, list)) and isinstance(key, int))
         try:
-            keyed: Any = output
-            found = keyed[key] if isinstance(output, (Mapping, tuple, list)) else getattr(output, str(key))
+            found = keyed[key] if by_item else getattr(output, str(key))
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ArgumentError(f"logits_key={key!r}: {model} returns {describe_output(output)}.") from None
     if not isinstance(found, Tensor):

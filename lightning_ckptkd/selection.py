@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_ckptkd.batches import check_labels
 from lightning_ckptkd.errors import ArgumentError, SelectionError
-from lightning_ckptkd.information.features import Layers, extract_features, find_layers
+from lightning_ckptkd.information.features import Features, Layers, extract_features, find_layers
 from lightning_ckptkd.information.label import head_information
 from lightning_ckptkd.information.probe import Probe
 from lightning_ckptkd.information.ranking import (
@@ -71,6 +71,16 @@ class SelectionSettings:
             )
 
     @property
+    def needs_logits(self) -> bool:
+        """Whether the snapshots must give logits, rather than features alone."""
+        return self.rule == "accuracy" or (self.rule == "mi" and self.label_estimator == "head")
+
+    @property
+    def needs_spatial(self) -> bool:
+        """Whether a feature map is needed, rather than vectors alone."""
+        return self.rule == "mi" and self.input_estimator == "convolutional"
+
+    @property
     def needs_probe(self) -> bool:
         """Whether the rule looks at what the snapshots do rather than at their place in training."""
         return self.rule not in POSITION_RULES
@@ -123,7 +133,7 @@ def select_snapshots(
             return [_check(store, snapshot) for snapshot in bar]
         assert module is not None and probe is not None
         with _borrowed(module, device):
-            scorer = _SnapshotScorer(store, settings, module, probe)
+            scorer = _SnapshotScorer(store, settings, module, probe, device)
             return [scorer.score(snapshot) for snapshot in bar]
 
     scored = [candidate for part in on_all_ranks(score_own) for candidate in part]
@@ -140,10 +150,74 @@ def select_snapshots(
     )
 
 
+def check_model(settings: SelectionSettings, module: nn.Module, samples: Probe, *, whole: bool) -> None:
+    """Try on a few samples whether a module suits the settings, before it is trained for days.
+
+    The module is handed back as it came.
+
+    Args:
+        settings: What will be asked of it.
+        module: What will be harvested.
+        samples: A few samples.
+        whole: Whether ``module`` is all that is trained, rather than a part of it.
+
+    Raises:
+        ArgumentError: If the layer, the logits or the labels are not as the settings need them.
+    """
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    with _borrowed(module, device):
+        module.eval()
+        layers = _find_layers(settings, module, samples.inputs, whole=whole)
+        features = _extract(settings, module, samples.inputs, layers)
+    if settings.needs_logits:
+        check_logits(settings, features, samples)
+
+
+def check_logits(settings: SelectionSettings, features: Features, samples: Probe) -> None:
+    """Check that there are logits, and that the labels index them.
+
+    Raises:
+        ArgumentError: If not.
+    """
+    if features.logits is None:
+        what = f"rule={settings.rule!r}" if settings.rule != "mi" else "label_estimator='head'"
+        raise ArgumentError(
+            f"{what} needs the teacher's logits, and the harvested module gives none. Harvest the whole classifier, "
+            "say with logits_key where its output holds them, or use rule='mi' with label_estimator='logistic'."
+        )
+    check_labels(samples.labels, features.logits.shape[1])
+
+
+def _find_layers(settings: SelectionSettings, module: nn.Module, inputs: Tensor, *, whole: bool) -> Layers:
+    parameter = next(iter(module.parameters()), torch.empty(0))
+    inputs = inputs.to(parameter.device)
+    if inputs.is_floating_point():
+        inputs = inputs.to(parameter.dtype)
+    return find_layers(module, inputs, settings.layer, need_spatial=settings.needs_spatial, whole=whole)
+
+
+def _extract(settings: SelectionSettings, module: nn.Module, inputs: Tensor, layers: Layers) -> Features:
+    return extract_features(
+        module,
+        inputs,
+        layers,
+        batch_size=settings.batch_size,
+        logits_key=settings.logits_key,
+        need_logits=settings.needs_logits,
+    )
+
+
 class _SnapshotScorer:
     """Turns one snapshot after another into a candidate, all by the same layers, folds and seeds."""
 
-    def __init__(self, store: SnapshotStore, settings: SelectionSettings, module: nn.Module, probe: Probe) -> None:
+    def __init__(
+        self,
+        store: SnapshotStore,
+        settings: SelectionSettings,
+        module: nn.Module,
+        probe: Probe,
+        device: torch.device | str,
+    ) -> None:
         self._store, self._settings, self._module, self._probe = store, settings, module, probe
         self._layers: Layers | None = None
         self._scorer: Scorer | None = None
@@ -154,6 +228,7 @@ class _SnapshotScorer:
                 label_estimator=settings.label_estimator,
                 decoder_steps=settings.decoder_steps,
                 seed=settings.seed,
+                device=device,
             )
 
     def score(self, snapshot: Snapshot) -> Candidate:
@@ -165,30 +240,18 @@ class _SnapshotScorer:
         load_into(module, weights, snapshot.file, argument="model")
         module.eval()
         if self._layers is None:
-            parameter = next(iter(module.parameters()), torch.empty(0))
-            few = probe.inputs[:2].to(parameter.device)
-            self._layers = find_layers(
-                module,
-                few.to(parameter.dtype) if few.is_floating_point() else few,
-                settings.layer,
-                need_spatial=settings.rule == "mi" and settings.input_estimator == "convolutional",
-            )
-        features = extract_features(
-            module, probe.inputs, self._layers, batch_size=settings.batch_size, logits_key=settings.logits_key
-        )
+            whole = self._store.manifest.source.get("submodule") is None
+            self._layers = _find_layers(settings, module, probe.inputs[:2], whole=whole)
+        features = _extract(settings, module, probe.inputs, self._layers)
         parts = [part for part in (features.pooled, features.spatial, features.logits) if part is not None]
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             return replace(candidate, excluded="its features or logits on the probe set are not finite")
         accuracy = None
-        if features.logits is not None:
-            check_labels(probe.labels, features.logits.shape[1])
+        if settings.needs_logits:
+            check_logits(settings, features, probe)
+        if features.logits is not None and int(probe.labels.max()) < features.logits.shape[1]:
             accuracy = head_information(features.logits, probe.labels).accuracy
         if self._scorer is None:
-            if accuracy is None:
-                raise ArgumentError(
-                    f"rule={settings.rule!r} needs the teacher's logits, and the harvested module gives none. "
-                    "Harvest the whole classifier."
-                )
             return replace(candidate, accuracy=accuracy, score=accuracy)
         information = self._scorer.score(features)
         return replace(
@@ -272,7 +335,8 @@ def _borrowed(module: nn.Module, device: torch.device | str) -> Iterator[None]:
     modes = [(child, child.training) for child in module.modules()]
     module.to(device)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not see hooks that came after it
+            yield
     finally:
         module.to(home)
         with torch.no_grad():

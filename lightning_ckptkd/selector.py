@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -18,13 +22,14 @@ from lightning_ckptkd import report
 from lightning_ckptkd.batches import inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
-from lightning_ckptkd.information.probe import collect_probe
-from lightning_ckptkd.ranks import current_rank, on_each_rank, on_rank_zero
-from lightning_ckptkd.selection import SelectionSettings, select_snapshots
+from lightning_ckptkd.information.probe import collect_probe, first_samples
+from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
+from lightning_ckptkd.selection import SelectionSettings, check_model, select_snapshots
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.weights import get_submodule
 
 SPLITS = ("val", "train", "test")
+_TRIED_SAMPLES = 8
 
 
 class MISelector(Callback):
@@ -119,6 +124,9 @@ class MISelector(Callback):
                 f"probe_split={self.probe_split!r}: the run has no such data to score the snapshots on. Give the "
                 "Trainer or DataModule a validation dataloader, MISelector a probe= dataloader, or another probe_split."
             )
+        if self.settings.needs_probe and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with isolate_rng():
+                on_each_rank(lambda: self._try_model(trainer, pl_module))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,11 +159,13 @@ class MISelector(Callback):
     ) -> Selection:
         """Choose among the snapshots of a harvest, with or without a training run.
 
+        Where several processes train together, call it in each of them: they share the work.
+
         Args:
             snapshots: The harvest's folder.
             model: The module that was trained (its ``submodule``, if only that was harvested, is found in it or is
                 the model itself); its weights are left as they are. Not needed for a rule that goes by position.
-            probe: Dataloader of the probe set; likewise.
+            probe: Dataloader of the probe set; likewise. None takes the selector's own.
             device: Where the model runs.
             progress: Whether to show a progress bar.
 
@@ -170,9 +180,10 @@ class MISelector(Callback):
         if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):
             model = get_submodule(model, submodule, "submodule")
         with isolate_rng():
+            _seed_all(self.settings.seed)
             samples = None
-            if probe is not None and self.settings.needs_probe:
-                loader = probe
+            loader = self.probe if probe is None else probe
+            if loader is not None and self.settings.needs_probe:
                 samples = on_each_rank(
                     lambda: collect_probe(
                         loader,
@@ -182,16 +193,42 @@ class MISelector(Callback):
                         progress=progress and current_rank() == 0,
                     )
                 )
+                if num_ranks() > 1 and len(set(on_all_ranks(samples.digest))) > 1:
+                    raise ArgumentError(
+                        "The ranks have different probe samples, so snapshots can't be compared. Give probe= a "
+                        "dataloader that yields the same samples on each rank: no random transforms, no sharded stream."
+                    )
             selection = select_snapshots(store, self.settings, model, samples, device=device, progress=progress)
         on_rank_zero(lambda: _publish(store, selection))
         return selection
 
+    def _try_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out on a few samples, before days of training, what could go wrong after them."""
+        plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        if not plain or any(is_lazy(parameter) for parameter in pl_module.parameters()) or self.probe_split == "test":
+            return  # sharded or unmade weights can't be run here, and test data are not set up yet
+        harvester = self._find_harvester(trainer)
+        submodule = harvester.submodule if harvester is not None else None
+        loader = self._split_loader(trainer, pl_module) if self.probe is None else self.probe
+        samples = first_samples(loader, _TRIED_SAMPLES, self.unpack_batch)
+        if samples is not None:
+            module = get_submodule(pl_module, submodule, "submodule")
+            check_model(self.settings, module, samples, whole=submodule is None)
+
+    def _find_harvester(self, trainer: Trainer) -> CheckpointHarvester | None:
+        if self.snapshots is not None:
+            return None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CheckpointHarvester) and callback.folder is not None:
+                return callback
+        return None
+
     def _find_folder(self, trainer: Trainer) -> Path:
         if self.snapshots is not None:
             return Path(self.snapshots)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, CheckpointHarvester) and callback.folder is not None:
-                return callback.folder
+        harvester = self._find_harvester(trainer)
+        if harvester is not None and harvester.folder is not None:
+            return harvester.folder
         raise ArgumentError(
             "MISelector(snapshots=None) has nothing to select from: add a CheckpointHarvester to the Trainer's "
             "callbacks, or give the folder of a harvest."
@@ -212,6 +249,9 @@ class MISelector(Callback):
             loaders = trainer.val_dataloaders
         hook = f"{self.probe_split}_dataloader"
         owner = _hook_owner(trainer, pl_module, hook)
+        if loaders is None and owner is None and self.probe_split != "test":  # given to fit() and not run yet
+            loop = trainer.fit_loop if self.probe_split == "train" else trainer.fit_loop.epoch_loop.val_loop
+            loaders = loop._data_source.instance
         if loaders is None and owner is not None:
             if isinstance(owner, LightningDataModule) and self.probe_split == "test":
                 owner.setup("test")
@@ -244,6 +284,13 @@ def _hook_owner(
             found: LightningDataModule | LightningModule = owner
             return found
     return None
+
+
+def _seed_all(seed: int) -> None:
+    """Seed what random transforms of the probe set draw from."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _publish(store: SnapshotStore, selection: Selection) -> None:

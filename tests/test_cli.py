@@ -74,8 +74,10 @@ def test_distill_validate_test_predict_and_resume(distill_config: str, tmp_path:
     assert float(validated.trainer.callback_metrics["val_acc"]) == accuracy
     assert "test_acc" in main(["test", "--config", distill_config, "--ckpt_path", checkpoint]).trainer.callback_metrics
     main(["predict", "--config", distill_config, "--ckpt_path", checkpoint])
-    resumed = main(["distill", "--config", distill_config, "--trainer.max_epochs=3", "--ckpt_path", checkpoint])
+    words = ["--trainer.max_epochs=3", "--ckpt_path", checkpoint, "--model.alpha=0.9"]
+    resumed = main(["distill", "--config", distill_config, *words])
     assert resumed.trainer.current_epoch == 3
+    assert resumed.model.alpha == 0.9, "what was given overrules the checkpoint's hyper-parameters"
 
 
 def test_a_config_that_a_run_wrote_reruns_it(fitted: Path, distill_config: str, tmp_path: Path) -> None:
@@ -120,6 +122,7 @@ def test_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = main(["harvest", str(tmp_path / "checkpoints")])
     assert store.folder == tmp_path / "snapshots"
     assert "2 snapshots in" in capsys.readouterr().out
+    assert main(["harvest", "--config", str(tmp_path / "snapshots" / "harvest.yaml")]).snapshots == store.snapshots
     part = main(["harvest", str(tmp_path / "checkpoints"), str(tmp_path / "part"), "--submodule=backbone"])
     assert part.folder == tmp_path / "part"
     with pytest.raises(ArgumentError, match=r"give the folder with the \.ckpt files"):

@@ -293,3 +293,36 @@ def test_a_file_that_was_damaged(tmp_path: Path, selected: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(SnapshotError, match=r"has 100 bytes where the manifest says"):
         distil(tmp_path, selected)
+
+
+def test_a_student_is_tested_apart_from_its_harvest(tmp_path: Path, selected: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}")
+    trainer = make_trainer(tmp_path, own, max_epochs=1, enable_checkpointing=True)
+    trainer.fit(DistillationModule(student(), Project(), selected, choice=[1, 2]), DigitsData())
+    checkpoint = tmp_path / "own" / "epoch=0.ckpt"
+    reordered = DistillationModule(student(), Project(), selected, choice=[2, 1])
+    make_trainer(tmp_path, max_epochs=2).fit(reordered, DigitsData(), ckpt_path=checkpoint)
+    MISelector(rule="full").select(selected, progress=False)
+    changed = DistillationModule(student(), Project(), selected)
+    (with_teachers,) = make_trainer(tmp_path).test(changed, DigitsData(), ckpt_path=checkpoint, verbose=False)
+    assert "test_teacher_acc" in with_teachers
+    gone = DistillationModule(student(), Project(), tmp_path / "gone")
+    with pytest.warns(UserWarning, match="evaluated without its teachers"):
+        (alone,) = make_trainer(tmp_path).test(gone, DigitsData(), ckpt_path=checkpoint, verbose=False)
+    assert alone == {"test_acc": with_teachers["test_acc"]}
+
+
+def test_several_dataloaders_and_validating_after_fitting(tmp_path: Path, selected: Path) -> None:
+    class Two(DigitsData):
+        def val_dataloader(self) -> Any:
+            return [super().val_dataloader(), super().test_dataloader()]
+
+    module = DistillationModule(student(), Project(), selected)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, Two())
+    both = trainer.validate(module, Two(), verbose=False)
+    for number, (result, start) in enumerate(zip(both, (1000, 1200), strict=True)):
+        x, y = digits(start, start + 200).tensors
+        accuracy = float((module.eval()(x).argmax(1) == y).float().mean())
+        assert result[f"val_acc/dataloader_idx_{number}"] == pytest.approx(accuracy)
+        assert f"val_teacher_acc/dataloader_idx_{number}" in result

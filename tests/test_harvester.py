@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore
-from tests.projects import DigitsData, ManualProject, Project, make_trainer, own_callbacks
+from tests.projects import DigitsData, ManualProject, Project, digits, make_trainer, own_callbacks
 
 
 def fit(root: Path, *callbacks: Any, project: Project | None = None, **options: Any) -> Trainer:
@@ -234,3 +236,51 @@ def test_a_write_error_names_the_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SnapshotError, match=r"The folder .*file/h can't be made"):
         fit(tmp_path, CheckpointHarvester(dirpath=tmp_path / "file" / "h"))
+
+
+class Stream(IterableDataset[Any]):
+    """Training images without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(digits(0, 128))
+
+
+def test_data_without_a_length(tmp_path: Path) -> None:
+    harvester = CheckpointHarvester(tmp_path / "h", every_n_train_steps=2)
+    make_trainer(tmp_path, harvester, max_epochs=2).fit(
+        Project(), DataLoader(Stream(), 32), DigitsData().val_dataloader()
+    )
+    assert [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path / "h").snapshots] == [2, 4, 6, 8]
+    windowed = CheckpointHarvester(tmp_path / "w", every_n_train_steps=2, window=(0.0, 0.5))
+    with pytest.raises(ArgumentError, match="the length of training is unknown"):
+        make_trainer(tmp_path, windowed, max_epochs=2).fit(Project(), DataLoader(Stream(), 32))
+    by_epochs = CheckpointHarvester(tmp_path / "e", window=(0.5, 1.0))
+    make_trainer(tmp_path, by_epochs, max_epochs=2).fit(Project(), DataLoader(Stream(), 32))
+    assert epochs_of(tmp_path / "e") == [1]
+
+
+def test_a_run_resumed_on_another_way_leaves_the_old_branch_behind(tmp_path: Path) -> None:
+    def run(data: DigitsData, max_epochs: int, ckpt_path: Path | None = None) -> list[tuple[int, int]]:
+        own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_top_k=-1)
+        harvester = CheckpointHarvester(tmp_path / "h")
+        trainer = make_trainer(tmp_path, own, harvester, max_epochs=max_epochs, enable_checkpointing=True)
+        trainer.fit(Project(), data, ckpt_path=ckpt_path)
+        return [(s.epoch, s.global_step) for s in SnapshotStore.open(tmp_path / "h").snapshots]
+
+    assert run(DigitsData(), 5) == [(0, 4), (1, 8), (2, 12), (3, 16), (4, 20)]
+    assert run(DigitsData(batch_size=64), 3, tmp_path / "own" / "epoch=0.ckpt") == [(0, 4), (1, 6), (2, 8)]
+    assert len(list((tmp_path / "h").glob("*.safetensors"))) == 3
+
+
+def test_odd_hyper_parameters_and_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(Project):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hparams.update({0: "zero", "call": print, "where": Path("here")})
+
+    monkeypatch.chdir(tmp_path)
+    assert CheckpointHarvester("h").state_key == CheckpointHarvester(tmp_path / "h").state_key
+    fit(tmp_path, CheckpointHarvester("h"), project=Odd(), max_epochs=1)
+    saved = SnapshotStore.open("h").manifest.source["hyper_parameters"]
+    assert saved["0"] == "zero"
+    assert "print" in saved["call"]

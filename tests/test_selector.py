@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_ckptkd import (
     ArgumentError,
@@ -81,7 +81,7 @@ def test_estimators(harvest: Path, input_estimator: str, label_estimator: str) -
     first = MISelector(**options).select(harvest, Project(), probe(), progress=False)
     again = MISelector(**options).select(harvest, Project(), probe(), progress=False)
     assert again.candidates == first.candidates
-    assert all(candidate.input_information for candidate in first.candidates)
+    assert all(candidate.input_information > 0.5 for candidate in first.candidates)
     seeded = MISelector(**options, seed=5, probe_size=150).select(harvest, Project(), probe(), progress=False)
     assert [c.input_information for c in seeded.candidates] != [c.input_information for c in first.candidates]
 
@@ -312,3 +312,82 @@ def test_what_is_missing_without_a_run(harvest: Path) -> None:
         MISelector(input_estimator="convolutional").select(
             harvest, Project(), [(torch.randn(60, 8), torch.zeros(60, dtype=torch.long))], progress=False
         )
+
+
+class Shifted(DigitsData):
+    def val_dataloader(self) -> Any:
+        images, labels = digits(1000, 1200).tensors
+        return DataLoader(TensorDataset(images, labels + 1), 32)
+
+
+class Empty(DigitsData):
+    def val_dataloader(self) -> Any:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("selector", "harvester", "data", "message"),
+    [
+        ({"layer": "clasifier"}, {}, DigitsData(), "layer='clasifier'.*'classifier'"),
+        ({"input_estimator": "convolutional", "layer": "classifier"}, {}, DigitsData(), "needs a feature map"),
+        ({}, {"submodule": "backbone"}, DigitsData(), "label_estimator='head' needs the teacher's logits"),
+        ({"rule": "accuracy"}, {"submodule": "backbone"}, DigitsData(), "rule='accuracy' needs the teacher's logits"),
+        ({}, {}, Shifted(), "Labels run from .*, but the teacher has 5 classes"),
+        ({}, {}, Empty(), "there is no dataloader to probe with"),
+    ],
+)
+def test_what_would_fail_at_the_end_fails_before_training(
+    tmp_path: Path, selector: dict[str, Any], harvester: dict[str, Any], data: Any, message: str
+) -> None:
+    project = Project(num_classes=5 if isinstance(data, Shifted) else 10)
+    with pytest.raises(ArgumentError, match=message):
+        make_trainer(tmp_path, CheckpointHarvester(**harvester), MISelector(**selector), num_sanity_val_steps=0).fit(
+            project, data
+        )
+    assert not (tmp_path / "snapshots").exists()
+
+
+def test_loaders_that_were_given_to_fit_and_never_ran(tmp_path: Path) -> None:
+    selector = MISelector()
+    trainer = make_trainer(
+        tmp_path, CheckpointHarvester(), selector, max_epochs=1, num_sanity_val_steps=0, check_val_every_n_epoch=5
+    )
+    trainer.fit(Project(), DataLoader(digits(0, 64), 32), probe())
+    assert selector.selection is not None
+
+
+def test_a_compiled_network(tmp_path: Path) -> None:
+    project = Project()
+    project.backbone = torch.compile(project.backbone, backend="eager")  # type: ignore[assignment]
+    selector = MISelector()
+    make_trainer(tmp_path, CheckpointHarvester(), selector, max_epochs=1).fit(project, DigitsData())
+    assert selector.selection is not None
+    plain = MISelector().select(tmp_path / "snapshots", Project(), probe(), progress=False)
+    assert plain.candidates[0].accuracy == selector.selection.candidates[0].accuracy
+
+
+def test_random_transforms_are_seeded(harvest: Path) -> None:
+    class Noisy(Dataset[Any]):
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, index: int) -> Any:
+            image, label = digits(1000, 1200)[index]
+            return image + torch.randn_like(image), label
+
+    selector = MISelector(probe=DataLoader(Noisy(), 64), probe_size=100)
+    first = selector.select(harvest, Project(), progress=False)
+    torch.rand(5)
+    assert selector.select(harvest, Project(), progress=False).candidates == first.candidates
+
+
+def test_images_of_bytes(tmp_path: Path) -> None:
+    class Bytes(Project):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float() / 16)
+
+    images, labels = digits(0, 200).tensors
+    loader = DataLoader(TensorDataset((images * 16).byte(), labels), 32)
+    selector = MISelector()
+    make_trainer(tmp_path, CheckpointHarvester(), selector, max_epochs=1).fit(Bytes(), loader, loader)
+    assert selector.selection is not None

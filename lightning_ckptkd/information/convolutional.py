@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-2
+_LARGE = 64  # pixels
 
 
 class ConvolutionalDecoder(nn.Sequential):
-    """The paper's decoder for small images (after InfoPro): upsample, Conv3x3, BN, ReLU, Conv3x3.
+    """The paper's decoders (after InfoPro); the last sigmoid is part of the cost.
 
-    The last sigmoid is part of the cost.
+    For images of up to 64 pixels: upsample, Conv3x3 to 12 channels, BN, ReLU, Conv3x3. For larger ones, ImageNet's:
+    Conv1x1 to 128, then in three steps to a quarter, half and all of the size, with 32 and 12 channels on the way.
 
     Args:
         in_channels: Channels C of the feature map.
@@ -27,13 +29,24 @@ class ConvolutionalDecoder(nn.Sequential):
 
     def __init__(self, in_channels: int, image_shape: tuple[int, int, int]) -> None:
         channels, height, width = image_shape
-        super().__init__(
-            nn.Upsample(size=(height, width), mode="bilinear", align_corners=False),
-            nn.Conv2d(in_channels, 12, 3, padding=1),
-            nn.BatchNorm2d(12),
-            nn.ReLU(),
-            nn.Conv2d(12, channels, 3, padding=1),
-        )
+        layers: list[nn.Module] = []
+        if max(height, width) > _LARGE:
+            layers += [nn.Conv2d(in_channels, 128, 1), nn.BatchNorm2d(128), nn.ReLU()]
+            layers += [*_enlarge(height // 4, width // 4, 128, 32), *_enlarge(height // 2, width // 2, 32, 12)]
+            layers += _enlarge(height, width, 12, channels)[:2]
+        else:
+            layers += [*_enlarge(height, width, in_channels, 12), nn.Conv2d(12, channels, 3, padding=1)]
+        super().__init__(*layers)
+
+
+def _enlarge(height: int, width: int, in_channels: int, channels: int) -> list[nn.Module]:
+    """Upsample, Conv3x3, BN, ReLU."""
+    return [
+        nn.Upsample(size=(height, width), mode="bilinear", align_corners=False),
+        nn.Conv2d(in_channels, channels, 3, padding=1),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    ]
 
 
 def unit_range(images: Tensor) -> Tensor:
@@ -47,7 +60,13 @@ def unit_range(images: Tensor) -> Tensor:
 
 
 def convolutional_information(
-    images: Tensor, feature_maps: Tensor, folds: Tensor, *, steps: int = 300, seed: int = 0
+    images: Tensor,
+    feature_maps: Tensor,
+    folds: Tensor,
+    *,
+    steps: int = 300,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> float:
     """Decodable I(X;F) in nats an image: the held-out gain in binary cross-entropy over the mean image.
 
@@ -60,31 +79,36 @@ def convolutional_information(
         folds: Fold of each sample, shape (N,).
         steps: Optimiser steps (Adam, batches of 64).
         seed: Seed of the initial weights and the batches.
+        device: Where the decoder is trained; the samples may stay where they are.
 
     Returns:
         Nats an image, summed over pixels and channels.
     """
     held_out = folds == folds.max()
     fit = (~held_out).nonzero().squeeze(1)
-    images, feature_maps = images.float(), feature_maps.float()
+    feature_maps = feature_maps.float()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         channels, height, width = images.shape[1:]
-        decoder = ConvolutionalDecoder(feature_maps.shape[1], (channels, height, width)).to(images.device)
+        decoder = ConvolutionalDecoder(feature_maps.shape[1], (channels, height, width)).to(device)
         optimizer = torch.optim.Adam(decoder.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         scale = feature_maps[fit].std().clamp_min(1e-12)
         for _ in range(steps):
             batch = fit[torch.randint(len(fit), (min(_BATCH_SIZE, len(fit)),))]
-            cost = F.binary_cross_entropy_with_logits(decoder(feature_maps[batch] / scale), images[batch])
+            decoded = decoder((feature_maps[batch] / scale).to(device))
+            cost = F.binary_cross_entropy_with_logits(decoded, images[batch].to(device))
             optimizer.zero_grad()
             cost.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     decoder.eval()
-    mean_image = images[fit].mean(0, keepdim=True).clamp(1e-4, 1 - 1e-4).expand_as(images[held_out])
+    mean_image = images[fit].mean(0, keepdim=True).clamp(1e-4, 1 - 1e-4).to(device)
+    gain = 0.0
     with torch.no_grad():
-        pieces = [decoder(piece / scale) for piece in torch.split(feature_maps[held_out], _BATCH_SIZE)]
-        alone = F.binary_cross_entropy(mean_image, images[held_out])
-        given_f = F.binary_cross_entropy_with_logits(torch.cat(pieces), images[held_out])
-    return float((alone - given_f).double() * images[0].numel())
+        for batch in torch.split(held_out.nonzero().squeeze(1), _BATCH_SIZE):
+            truth = images[batch].to(device)
+            decoded = decoder((feature_maps[batch] / scale).to(device))
+            alone = F.binary_cross_entropy(mean_image.expand_as(truth), truth, reduction="sum")
+            gain += float(alone - F.binary_cross_entropy_with_logits(decoded, truth, reduction="sum"))
+    return gain / int(held_out.sum())

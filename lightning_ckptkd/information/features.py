@@ -38,14 +38,18 @@ class Layers:
         pooled: Name of the module that gives the vectors.
         pooled_is_input: Whether its input is meant rather than its output.
         spatial: Name of the module whose output is the feature map; None where none is needed.
+        gives_logits: Whether the network's output is taken for logits.
     """
 
     pooled: str
     pooled_is_input: bool
     spatial: str | None
+    gives_logits: bool = True
 
 
-def find_layers(module: nn.Module, inputs: Tensor, layer: str | None, *, need_spatial: bool) -> Layers:
+def find_layers(
+    module: nn.Module, inputs: Tensor, layer: str | None, *, need_spatial: bool, whole: bool = True
+) -> Layers:
     """Decide where F is read, by one forward pass.
 
     Args:
@@ -54,6 +58,8 @@ def find_layers(module: nn.Module, inputs: Tensor, layer: str | None, *, need_sp
         layer: Name of a module whose output is F. None takes the input of the last ``nn.Linear`` that runs and,
             for the feature map, the last output of shape (N, C, H, W) with more than one position.
         need_spatial: Whether a feature map is needed.
+        whole: Whether the module is all that was trained. The output of a part of it is taken for logits only if it
+            is that of the last ``nn.Linear`` itself: a backbone's features are no logits.
 
     Raises:
         ArgumentError: If the layer does not exist or none can be found.
@@ -66,7 +72,7 @@ def find_layers(module: nn.Module, inputs: Tensor, layer: str | None, *, need_sp
         ran.append((name, child, output))
 
     with _hooks(module, note):
-        _forward(module, inputs)
+        result = _forward(module, inputs)
     spatial = layer
     if layer is None:
         maps = [name for name, _, output in ran if name and _is_map(output)]
@@ -76,20 +82,27 @@ def find_layers(module: nn.Module, inputs: Tensor, layer: str | None, *, need_sp
             f"layer={layer!r}: the convolutional decoder needs a feature map (N, C, H, W), and "
             f"{type(module).__name__} gives none there. Name a layer that does, or use input_estimator='gaussian'."
         )
+    linear = [(name, output) for name, child, output in ran if isinstance(child, nn.Linear)]
+    gives_logits = _is_matrix(result) and (whole or bool(linear and linear[-1][1] is result))
     if layer is not None:
-        return Layers(layer, False, layer if need_spatial else None)
-    linear = [name for name, child, _ in ran if isinstance(child, nn.Linear)]
+        return Layers(layer, False, layer if need_spatial else None, gives_logits)
     if not linear:
         names = [name for name, _, _ in ran if name]
         raise ArgumentError(
             f"layer=None: no nn.Linear runs in {type(module).__name__}, so there is no last linear layer to read F "
             f"before. Name the layer whose output is F with layer=, such as one of {names[-5:]}."
         )
-    return Layers(linear[-1], True, spatial if need_spatial else None)
+    return Layers(linear[-1][0], True, spatial if need_spatial else None, gives_logits)
 
 
 def extract_features(
-    module: nn.Module, inputs: Tensor, layers: Layers, *, batch_size: int, logits_key: str | int | None
+    module: nn.Module,
+    inputs: Tensor,
+    layers: Layers,
+    *,
+    batch_size: int,
+    logits_key: str | int | None,
+    need_logits: bool = True,
 ) -> Features:
     """Run a network over the probe samples and collect F.
 
@@ -99,6 +112,7 @@ def extract_features(
         layers: Where F is read.
         batch_size: Samples a forward pass.
         logits_key: Where the logits are in the network's output.
+        need_logits: Whether it is an error that the network returns no tensor and ``logits_key`` is None.
 
     Returns:
         Everything on the CPU. Feature maps and token sequences are averaged over positions for ``pooled``.
@@ -129,10 +143,8 @@ def extract_features(
             pooled.append(_pool(caught["pooled"], layers.pooled).float().cpu())
             if layers.spatial is not None:
                 spatial.append(caught["spatial"].float().cpu())
-            if logits_key is not None or _is_matrix(output):
+            if logits_key is not None or layers.gives_logits or (need_logits and not isinstance(output, Tensor)):
                 logits.append(get_logits(output, logits_key, type(module).__name__).float().cpu())
-            elif not isinstance(output, Tensor):
-                get_logits(output, None, type(module).__name__)
     finally:
         for handle in handles:
             handle.remove()

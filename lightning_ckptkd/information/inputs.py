@@ -19,6 +19,7 @@ def pool_inputs(x: Tensor) -> Tensor:
     Returns:
         Vectors, shape (N, D).
     """
+    x = x.float()
     if x.dim() == 4:
         height, width = x.shape[-2:]
         while max(height, width) > _SIDE:

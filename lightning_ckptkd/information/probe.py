@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 from tqdm import tqdm
 
 from lightning_ckptkd.batches import inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError
 
 MIN_PROBE_SIZE = 50
+_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,12 @@ class Probe:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def digest(self) -> str:
+        """SHA-256 of the samples: equal where the probe sets are."""
+        hashed = hashlib.sha256(self.labels.numpy().tobytes())
+        hashed.update(self.inputs.contiguous().view(torch.uint8).numpy().tobytes())
+        return hashed.hexdigest()
+
 
 def collect_probe(
     loader: Iterable[Any],
@@ -43,8 +58,9 @@ def collect_probe(
 ) -> Probe:
     """Take a fixed part of a dataloader's samples.
 
-    Of a DataLoader over a dataset with a length, ``size`` samples are drawn with ``seed``, whatever sampler the
-    loader has, so that each rank gets the same ones. Of any other iterable the first ``size`` are taken.
+    Of a DataLoader over a dataset with a length, ``size`` samples are drawn with ``seed`` among those that its sampler
+    can give, whatever their order, so that each rank gets the same ones. Of any other iterable the first ``size`` are
+    taken.
 
     Args:
         loader: Gives batches.
@@ -80,21 +96,42 @@ def collect_probe(
     return probe
 
 
-def _draw(loader: Iterable[Any], size: int, seed: int) -> Iterator[Any]:
+def first_samples(
+    loader: Iterable[Any], count: int, unpack: Callable[[Any], tuple[Tensor, Tensor]] = inputs_and_labels
+) -> Probe | None:
+    """A few samples to try a network on, loaded in this process; None where the loader gives none."""
+    for batch in _draw(loader, count, seed=0, num_workers=0):
+        x, y = unpack(batch)
+        return Probe(x[:count].detach().cpu(), y[:count].detach().cpu().long())
+    return None
+
+
+def _draw(loader: Iterable[Any], size: int, seed: int, num_workers: int | None = None) -> Iterator[Any]:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return iter(loader)
-    dataset = loader.dataset
-    if not isinstance(dataset, Sized):
+    if not isinstance(loader.dataset, Sized) or loader.batch_sampler is None:  # the dataset itself makes batches
         return iter(loader)
+    indices = _indices(loader, len(loader.dataset))
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(dataset), generator=generator)[:size].sort().values.tolist()
+    drawn = indices[torch.randperm(len(indices), generator=generator)[:size].sort().values].tolist()
     return iter(
         DataLoader(
-            Subset(dataset, drawn),
-            batch_size=loader.batch_size or 256,
-            collate_fn=loader.collate_fn if loader.batch_size else None,
-            num_workers=loader.num_workers,
+            Subset(loader.dataset, drawn),
+            batch_size=loader.batch_size or _BATCH_SIZE,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers if num_workers is None else num_workers,
             worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
+            multiprocessing_context=loader.multiprocessing_context if num_workers is None else None,
         )
     )
+
+
+def _indices(loader: DataLoader[Any], length: int) -> Tensor:
+    """Which samples the loader stands for: all, unless its sampler picks some of them (a split, say)."""
+    if loader.batch_size is None:  # a batch sampler of the user's own
+        picked = [index for batch in loader.batch_sampler or () for index in batch]
+    elif isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
+        return torch.arange(length)
+    else:
+        picked = list(loader.sampler)
+    return torch.tensor(sorted(set(picked)), dtype=torch.long)

@@ -45,19 +45,28 @@ class Scorer:
         label_estimator: ``logistic`` or ``head``.
         decoder_steps: Training steps of the convolutional decoder.
         seed: Seed of the folds and the decoder.
+        device: Where the convolutional decoder is trained.
 
     Raises:
         ArgumentError: If the convolutional decoder is asked for and X is no batch of images.
     """
 
     def __init__(
-        self, probe: Probe, *, input_estimator: str, label_estimator: str, decoder_steps: int, seed: int
+        self,
+        probe: Probe,
+        *,
+        input_estimator: str,
+        label_estimator: str,
+        decoder_steps: int,
+        seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._labels = probe.labels
         self._folds = assign_folds(len(probe), _NUM_FOLDS, seed)
         self._label_estimator = label_estimator
         self._decoder_steps = decoder_steps
         self._seed = seed
+        self._device = device
         self._images: Tensor | None = None
         self._components: Tensor | None = None
         if input_estimator == "gaussian":
@@ -72,11 +81,7 @@ class Scorer:
             self._images = unit_range(probe.inputs.float())
 
     def score(self, features: Features) -> Information:
-        """Estimate both terms.
-
-        Raises:
-            ArgumentError: If the head is to be scored and the network gives no logits.
-        """
+        """Estimate both terms; for the head the features must have logits, for a decoder a feature map."""
         return Information(self._input_information(features), self._label_information(features))
 
     def _input_information(self, features: Features) -> float:
@@ -85,17 +90,18 @@ class Scorer:
             return gaussian_information([Moments.of(self._components[fold], features.pooled[fold]) for fold in folds])
         assert self._images is not None and features.spatial is not None
         return convolutional_information(
-            self._images, features.spatial, self._folds, steps=self._decoder_steps, seed=self._seed
+            self._images,
+            features.spatial,
+            self._folds,
+            steps=self._decoder_steps,
+            seed=self._seed,
+            device=self._device,
         )
 
     def _label_information(self, features: Features) -> float:
         if self._label_estimator == "logistic":
             return logistic_information(features.pooled, self._labels, self._folds).nats
-        if features.logits is None:
-            raise ArgumentError(
-                "label_estimator='head' needs the teacher's logits, and the harvested module gives none. "
-                "Harvest the whole classifier, or use label_estimator='logistic'."
-            )
+        assert features.logits is not None
         return head_information(features.logits, self._labels).nats
 
 

@@ -81,4 +81,4 @@ class Cadence:
 
     def _inside(self, progress: float | None) -> bool:
         start, end = self.window
-        return progress is None or start < progress <= end
+        return not self.needs_progress or progress is None or start < progress <= end

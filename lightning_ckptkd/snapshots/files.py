@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import Any
@@ -84,9 +86,10 @@ def write_bytes(folder: Path, name: str, data: bytes) -> None:
     Raises:
         SnapshotError: If the file system refuses; nothing that was there before is lost.
     """
-    path, temporary = folder / name, folder / f".{name}.tmp"
+    path, temporary = folder / name, folder / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
-        with temporary.open("wb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -97,6 +100,8 @@ def write_bytes(folder: Path, name: str, data: bytes) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise SnapshotError(
             f"{path} could not be written ({len(data)} bytes): {error.strerror}. What the folder held before is "
             "untouched; make room or choose another folder."

@@ -96,11 +96,12 @@ class SnapshotStore:
         global_step: int,
         learning_rate: float | None = None,
         metrics: Mapping[str, float | None] | None = None,
+        after: int | None = None,
     ) -> Snapshot:
         """Add one snapshot.
 
-        A resumed run may come to a step that it had harvested before it was interrupted. Equal weights are then
-        kept as they are; other weights take the old ones' place, and the old file goes after the new one is in
+        A resumed run may come to steps that it had harvested before it was interrupted. At the same step, equal
+        weights are kept as they are and other weights take the old ones' place. Old files go after the new one is in
         the manifest.
 
         Args:
@@ -109,6 +110,8 @@ class SnapshotStore:
             global_step: Lightning's ``global_step``.
             learning_rate: Rate of the first parameter group.
             metrics: What was logged so far in this epoch.
+            after: Where this run was before; snapshots between there and ``global_step`` belong to a branch that a
+                resumed run has left, and go. None keeps them.
 
         Raises:
             SnapshotError: If a file can't be written; the manifest and all snapshots are then as before.
@@ -117,14 +120,20 @@ class SnapshotStore:
         sha256 = hashlib.sha256(data).hexdigest()
         name = f"epoch={epoch}-step={global_step}-{sha256[:8]}.safetensors"
         snapshot = Snapshot(epoch, global_step, name, sha256, len(data), learning_rate, dict(metrics or {}))
-        replaced = [old for old in self.snapshots if old.global_step == global_step]
-        if not any(old.sha256 == sha256 for old in replaced):
+        same = [old for old in self.snapshots if old.global_step == global_step and old.sha256 == sha256]
+        if same:
+            snapshot = same[0]
+        else:
             write_bytes(self.folder, name, data)
-        self._write([old for old in self.snapshots if old.global_step != global_step] + [snapshot])
-        for old in replaced:
-            if old.file != name:
-                (self.folder / old.file).unlink(missing_ok=True)
+        start = global_step - 1 if after is None else after
+        self._replace([old for old in self.snapshots if not start < old.global_step <= global_step] + [snapshot])
         return snapshot
+
+    def forget_after(self, global_step: int) -> None:
+        """Drop the snapshots beyond a step: what is left of the branch that a resumed run has left."""
+        kept = [snapshot for snapshot in self.snapshots if snapshot.global_step <= global_step]
+        if len(kept) < len(self.snapshots):
+            self._replace(kept)
 
     def set_metrics(self, global_step: int, metrics: Mapping[str, float | None]) -> None:
         """Record the metrics of the snapshot at ``global_step``, which are known only after it was taken."""
@@ -133,7 +142,7 @@ class SnapshotStore:
             for snapshot in self.snapshots
         ]
         if tuple(changed) != self.snapshots:
-            self._write(changed)
+            self._replace(changed)
 
     def load(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """The weights of one snapshot, on the CPU, verified.
@@ -154,11 +163,15 @@ class SnapshotStore:
             raise SnapshotError(f"{path} is not a safetensors file: {error}.") from error
         return tensors
 
-    def _write(self, snapshots: list[Snapshot]) -> None:
+    def _replace(self, snapshots: list[Snapshot]) -> None:
+        """Make these the harvest's snapshots; files that are no longer named go last."""
+        before = {snapshot.file for snapshot in self.snapshots}
         ordered = tuple(sorted(snapshots, key=lambda snapshot: snapshot.global_step))
         manifest = replace(self.manifest, snapshots=ordered)
         manifest.write(self.folder)
         self.manifest = manifest
+        for name in before - {snapshot.file for snapshot in ordered}:
+            (self.folder / name).unlink(missing_ok=True)
 
 
 def _package_versions() -> dict[str, str]:

@@ -98,7 +98,7 @@ def copy_to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def find_non_finite(weights: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity, or None."""
     for name, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if (value.is_floating_point() or value.is_complex()) and not bool(torch.isfinite(value).all()):
             return name
     return None
 

@@ -112,4 +112,12 @@ def _copy(teacher: nn.Module) -> nn.Module:
     memo: dict[int, None] = {}
     if isinstance(teacher, LightningModule) and teacher._trainer is not None:
         memo[id(teacher._trainer)] = None
-    return copy.deepcopy(teacher, memo)
+    try:
+        copied = copy.deepcopy(teacher, memo)
+    except RuntimeError as error:  # torch's, for a tensor with a graph that the module keeps
+        raise TeacherError(
+            f"teacher={type(teacher).__name__} can't be copied: {error}. Give a new instance of it."
+        ) from error
+    if isinstance(copied, LightningModule) and not any(True for _ in copied.parameters()):
+        copied.configure_model()  # makes the layers of modules that leave it to the Trainer
+    return copied

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
-from torchvision.datasets import CIFAR100, ImageFolder
+from torchvision.datasets import CIFAR100
 from typing_extensions import override
 
-from lightning_ckptkd.zoo.images import ImageDataModule, crop_and_flip, to_tensor
+from lightning_ckptkd.zoo.images import ClassFolder, ImageDataModule, crop_and_flip, to_tensor
 
 
 class CIFAR100DataModule(ImageDataModule):
@@ -59,7 +59,7 @@ class CIFAR100DataModule(ImageDataModule):
         images: Dataset[Any] | None = None
         if (self.root / "train").is_dir():
             folder = self.root / split
-            images = ImageFolder(folder) if folder.is_dir() else None
+            images = ClassFolder(folder) if folder.is_dir() else None
         elif split != "val":
             images = CIFAR100(self.root, train=split == "train")
         return images

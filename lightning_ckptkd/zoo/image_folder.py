@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.zoo.images import ImageDataModule, crop_and_flip, to_tensor
+from lightning_ckptkd.zoo.images import ClassFolder, ImageDataModule, crop_and_flip, to_tensor
 
 _ANNOTATIONS = "val_annotations.txt"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,7 +74,7 @@ class ImageFolderDataModule(ImageDataModule):
         if not folder.is_dir():
             return None
         annotated = (folder / _ANNOTATIONS).exists()
-        images: Dataset[Any] = _AnnotatedFolder(folder) if annotated else _ClassFolder(folder)
+        images: Dataset[Any] = _AnnotatedFolder(folder) if annotated else ClassFolder(folder)
         return images
 
     def usual_transforms(self, *, train: bool) -> Sequence[nn.Module]:
@@ -91,18 +90,7 @@ class ImageFolderDataModule(ImageDataModule):
         return [*geometry, *to_tensor(_IMAGENET_MEAN, _IMAGENET_STD)]
 
 
-class _ClassFolder(ImageFolder):  # type: ignore[misc]
-    """Images by class folder, the classes being those of ``train`` beside it."""
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        classes: tuple[list[str], dict[str, int]] = super().find_classes(Path(directory).parent / "train")
-        return classes
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, allow_empty=True)
-
-
-class _AnnotatedFolder(_ClassFolder):
+class _AnnotatedFolder(ClassFolder):
     """Tiny-ImageNet's validation images: one folder, and a table of file name and class."""
 
     @staticmethod

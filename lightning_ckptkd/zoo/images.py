@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from typing_extensions import override
 
@@ -111,6 +113,22 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+class ClassFolder(ImageFolder):  # type: ignore[misc]
+    """Images by class folder, the classes being those of the folder ``train`` beside it.
+
+    Args:
+        root: The folder; it may lack classes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, allow_empty=True)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The names of the classes, and the index of each."""
+        classes: tuple[list[str], dict[str, int]] = super().find_classes(Path(directory).parent / "train")
+        return classes
 
 
 def to_tensor(mean: Sequence[float], std: Sequence[float]) -> list[nn.Module]:

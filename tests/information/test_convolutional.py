@@ -41,6 +41,13 @@ def test_the_papers_layers() -> None:
     assert sum(parameter.numel() for parameter in decoder.parameters()) == parameters
 
 
+def test_the_papers_layers_for_large_images() -> None:
+    decoder = ConvolutionalDecoder(32, (3, 224, 224))
+    assert decoder(torch.randn(2, 32, 7, 7)).shape == (2, 3, 224, 224)
+    convolutions = [layer.weight.shape[:2] for layer in decoder if isinstance(layer, torch.nn.Conv2d)]
+    assert convolutions == [(128, 32), (32, 128), (12, 32), (3, 12)]
+
+
 def test_unit_range_undoes_a_normalisation() -> None:
     images = torch.rand(50, 3, 8, 8)
     images[0, :, 0, 0], images[0, :, 0, 1] = 0, 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torchvision.models import googlenet, resnet18
 
 from lightning_ckptkd import ArgumentError
 from lightning_ckptkd.information.features import Layers, extract_features, find_layers
+from lightning_ckptkd.logits import get_logits
 from tests.projects import Project
 
 X = torch.randn(6, 1, 8, 8)
@@ -80,8 +83,24 @@ def test_logits_in_a_tuple_or_mapping(form: type, key: str | int) -> None:
 
 def test_a_module_without_logits() -> None:
     backbone = Project().backbone.eval()
-    found = extract_features(backbone[:3], X, Layers("2", False, None), batch_size=6, logits_key=None)
+    found = extract_features(backbone[:3], X, Layers("2", False, None, False), batch_size=6, logits_key=None)
     assert found.logits is None
+
+
+def test_features_of_a_part_are_not_taken_for_logits() -> None:
+    project = Project().eval()
+    assert not find_layers(project.backbone, X, None, need_spatial=False, whole=False).gives_logits
+    assert find_layers(project.backbone, X, None, need_spatial=False, whole=True).gives_logits
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    assert find_layers(flat, X, None, need_spatial=False, whole=False).gives_logits
+
+
+def test_logits_of_a_tensor_or_a_named_tuple() -> None:
+    pair = namedtuple("pair", ["aux", "logits"])
+    logits = torch.randn(2, 3)
+    for key in ("logits", 1):
+        assert get_logits(pair(None, logits), key, "net") is logits
+        assert get_logits(logits, key, "net") is logits
 
 
 def test_no_forward_and_odd_shapes() -> None:

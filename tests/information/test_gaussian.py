@@ -79,6 +79,7 @@ def test_pool_inputs() -> None:
     assert pool_inputs(torch.randn(2, 1, 8, 8)).shape == (2, 64)
     assert pool_inputs(torch.randn(2, 3, 224, 112)).shape == (2, 3 * 14 * 7)
     assert pool_inputs(torch.randn(2, 5, 7)).shape == (2, 35)
+    assert pool_inputs(torch.full((2, 3, 32, 32), 9, dtype=torch.uint8)).unique().tolist() == [9.0]
     image = torch.arange(32 * 32.0).reshape(1, 1, 32, 32)
     assert pool_inputs(image)[0, 0] == image[0, 0, :2, :2].mean()
 

@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from lightning_ckptkd import ArgumentError
 from lightning_ckptkd.batches import check_labels, inputs_and_labels
-from lightning_ckptkd.information.probe import collect_probe
+from lightning_ckptkd.information.probe import collect_probe, first_samples
 
 
 def data(count: int = 300) -> TensorDataset:
@@ -89,3 +96,31 @@ def test_labels_outside_the_classes() -> None:
     check_labels(torch.tensor([0, 9]), 10)
     with pytest.raises(ArgumentError, match=r"Labels run from 0 to 10, but the teacher has 10 classes \(0 to 9\)"):
         check_labels(torch.tensor([0, 10]), 10)
+
+
+def test_a_sampler_that_picks_a_split_is_respected() -> None:
+    held_out = list(range(200, 300))
+    probe = collect_probe(DataLoader(data(), 32, sampler=SubsetRandomSampler(held_out)), 60, seed=0)
+    assert set(probe.inputs.flatten().tolist()) <= set(held_out)
+    again = collect_probe(DataLoader(data(), 32, sampler=SubsetRandomSampler(held_out)), 60, seed=0)
+    assert probe.digest() == again.digest()
+    assert probe.digest() != collect_probe(DataLoader(data(), 32), 60, seed=0).digest()
+
+
+def test_batches_of_the_users_own_making() -> None:
+    def doubled(samples: list[Any]) -> Any:
+        return torch.stack([x for x, _ in samples]) * 2, torch.stack([y for _, y in samples])
+
+    sampler = BatchSampler(SequentialSampler(range(100)), 10, drop_last=False)
+    probe = collect_probe(DataLoader(data(), batch_sampler=sampler, collate_fn=doubled), 1000, seed=0)
+    assert torch.equal(probe.inputs, 2 * data(100).tensors[0])
+    whole_batches = [(torch.full((30, 1), float(index)), torch.zeros(30, dtype=torch.long)) for index in range(4)]
+    probe = collect_probe(DataLoader(whole_batches, batch_size=None), 70, seed=0)  # type: ignore[arg-type]
+    assert len(probe) == 70
+
+
+def test_first_samples() -> None:
+    first = first_samples(DataLoader(data(), 64), 8)
+    assert first is not None
+    assert len(first) == 8
+    assert first_samples([], 8) is None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_ckptkd import SnapshotError, SnapshotStore
+from lightning_ckptkd.snapshots.files import write_bytes
 
 
 def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
@@ -182,3 +183,32 @@ def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SnapshotError, match="can't be made"):
         SnapshotStore.create(tmp_path / "file" / "h", "run", {})
+
+
+def test_the_same_weights_under_another_epoch_keep_their_file(tmp_path: Path) -> None:
+    store = SnapshotStore.create(tmp_path, "run", {})
+    first = store.commit(weights(), epoch=0, global_step=5)
+    assert store.commit(weights(), epoch=1, global_step=5) == first
+    assert SnapshotStore.open(tmp_path).load(first)
+
+
+def test_links_are_not_written_through_and_a_failed_write_leaves_nothing(
+    harvest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in (".manifest.json.tmp", ".x.tmp"):
+        (harvest / name).symlink_to(victim)
+    (harvest / "linked.json").symlink_to(victim)
+    write_bytes(harvest, "linked.json", b"new")
+    assert victim.read_text() == "precious"
+    assert not (harvest / "linked.json").is_symlink()
+    before = sorted(path.name for path in harvest.iterdir())
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SnapshotError, match="could not be written"):
+        write_bytes(harvest, "other.json", b"new")
+    assert sorted(path.name for path in harvest.iterdir()) == before

@@ -65,14 +65,14 @@ def test_a_hostile_pickle_runs_no_code(checkpoints: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "is not a Lightning checkpoint: it has no 'state_dict'"),
-        ({"weight": torch.ones(1)}, "is not a Lightning checkpoint: it has no 'state_dict'"),
+        ([1, 2], "it has no 'state_dict'"),
+        ({"weight": torch.ones(1)}, "it has no 'state_dict'"),
         ({"state_dict": {"a": torch.ones(1)}, "epoch": 0}, "its 'global_step' is None"),
     ],
 )
 def test_other_files_are_named(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(SnapshotError, match=f"other.ckpt {message}|{message}"):
+    with pytest.raises(SnapshotError, match=rf"other\.ckpt is not a Lightning checkpoint: .*{message}"):
         harvest_checkpoints(tmp_path, tmp_path / "out")
 
 

@@ -53,6 +53,7 @@ def test_find_non_finite() -> None:
     assert find_non_finite({"a": torch.ones(2), "n": torch.tensor(3)}) is None
     assert find_non_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}) == "b"
     assert find_non_finite({"b": torch.tensor([1.0, float("inf")]).bfloat16()}) == "b"
+    assert find_non_finite({"c": torch.tensor([complex(0, float("nan"))])}) == "c"
 
 
 def test_load_into_names_what_differs() -> None:

@@ -45,6 +45,23 @@ def test_a_skeleton_that_a_trainer_holds(trained: tuple[Path, Project], store: S
     assert member._trainer is None
 
 
+def test_skeletons_that_are_made_late_or_keep_a_graph(store: SnapshotStore) -> None:
+    class Late(Project):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.backbone, self.classifier
+
+        def configure_model(self) -> None:
+            made = Project()
+            self.backbone, self.classifier = made.backbone, made.classifier
+
+    assert TeacherEnsemble.load(store, store.snapshots[:1], Late())(X).shape == (1, 16, 10)
+    keeping = Project()
+    keeping.last = keeping(X)
+    with pytest.raises(TeacherError, match=r"teacher=Project can't be copied: .*Give a new instance"):
+        TeacherEnsemble.load(store, store.snapshots[:1], keeping)
+
+
 def test_a_part_of_what_was_harvested(store: SnapshotStore) -> None:
     ensemble = TeacherEnsemble.load(store, store.snapshots[:1], Project().classifier, submodule="classifier")
     assert ensemble(torch.randn(3, 16)).shape == (1, 3, 10)

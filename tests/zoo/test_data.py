@@ -107,6 +107,13 @@ def test_cifar100_as_a_folder(image_folder: Path, tmp_path: Path) -> None:
     assert next(iter(data.train_dataloader()))[0].shape == (4, 3, 32, 32)
 
 
+def test_cifar100_folders_have_the_classes_of_train(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folder / "train", tmp_path / "train")
+    shutil.copytree(image_folder / "val" / "class_1", tmp_path / "test" / "class_1")
+    data = ready(CIFAR100DataModule(tmp_path, num_workers=0, val_size=20))
+    assert {label for _, label in data.sets["test"].samples} == {1}
+
+
 def test_fashion_mnist_that_is_there_already(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path)
     data = ready(FashionMNISTDataModule(tmp_path, batch_size=4, num_workers=0, val_size=60, augment=True))
