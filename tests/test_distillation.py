@@ -295,6 +295,7 @@ def test_a_file_that_was_damaged(tmp_path: Path, selected: Path) -> None:
         distil(tmp_path, selected)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")  # no ModelCheckpoint in a test
 def test_a_student_is_tested_apart_from_its_harvest(tmp_path: Path, selected: Path) -> None:
     own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}")
     trainer = make_trainer(tmp_path, own, max_epochs=1, enable_checkpointing=True)

@@ -246,17 +246,16 @@ class Stream(IterableDataset[Any]):
 
 
 def test_data_without_a_length(tmp_path: Path) -> None:
-    harvester = CheckpointHarvester(tmp_path / "h", every_n_train_steps=2)
-    make_trainer(tmp_path, harvester, max_epochs=2).fit(
-        Project(), DataLoader(Stream(), 32), DigitsData().val_dataloader()
-    )
-    assert [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path / "h").snapshots] == [2, 4, 6, 8]
-    windowed = CheckpointHarvester(tmp_path / "w", every_n_train_steps=2, window=(0.0, 0.5))
+    def run(harvester: CheckpointHarvester) -> list[tuple[int, int]]:
+        validation = DigitsData().val_dataloader()
+        make_trainer(tmp_path, harvester, max_epochs=2).fit(Project(), DataLoader(Stream(), 32), validation)
+        return [(s.epoch, s.global_step) for s in SnapshotStore.open(str(harvester.dirpath)).snapshots]
+
+    steps = run(CheckpointHarvester(tmp_path / "h", every_n_train_steps=2))
+    assert steps == [(0, 2), (0, 4), (1, 6), (1, 8)]
+    assert run(CheckpointHarvester(tmp_path / "e", window=(0.5, 1.0))) == [(1, 8)]
     with pytest.raises(ArgumentError, match="the length of training is unknown"):
-        make_trainer(tmp_path, windowed, max_epochs=2).fit(Project(), DataLoader(Stream(), 32))
-    by_epochs = CheckpointHarvester(tmp_path / "e", window=(0.5, 1.0))
-    make_trainer(tmp_path, by_epochs, max_epochs=2).fit(Project(), DataLoader(Stream(), 32))
-    assert epochs_of(tmp_path / "e") == [1]
+        run(CheckpointHarvester(tmp_path / "w", every_n_train_steps=2, window=(0.0, 0.5)))
 
 
 def test_a_run_resumed_on_another_way_leaves_the_old_branch_behind(tmp_path: Path) -> None:
