@@ -24,7 +24,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.information.probe import collect_probe, first_samples
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
-from lightning_ckptkd.selection import SelectionSettings, check_model, select_snapshots
+from lightning_ckptkd.selecting import SelectionSettings, check_model, select_snapshots
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.weights import get_submodule
 
@@ -173,7 +173,7 @@ class MISelector(Callback):
             The choice, which is also written into the folder.
 
         Raises:
-            CkptKDError: One of its kinds, as :func:`lightning_ckptkd.selection.select_snapshots` says.
+            CkptKDError: One of its kinds, as :func:`lightning_ckptkd.selecting.select_snapshots` says.
         """
         store = on_each_rank(lambda: SnapshotStore.open(snapshots))
         submodule = store.manifest.source.get("submodule")
