@@ -30,7 +30,7 @@ class Candidate:
         input_term: The normalised I(X;F).
         label_term: The normalised I(Y;F).
         score: What the rule ranks by, larger is better; None where the rule goes by position.
-        rank: 1 for the best; None for an excluded snapshot.
+        rank: 1 for the best; None for a snapshot that is excluded, or that a rule by position passes over.
         excluded: Why the snapshot can't be chosen; None if it can.
     """
 
