@@ -19,13 +19,13 @@ format: .venv/test.stamp
 
 # One pip call for everything: torch and torchvision must be chosen together.
 .venv/demo.stamp: pyproject.toml
-	@echo "Installing into .venv; torch, if it is not there yet, is about 5.5 GB and takes some minutes."
+	@echo "Installing into .venv; with torch it takes about 6 GB, and the first time some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo]'
 	touch $@
 
 .venv/test.stamp: pyproject.toml
-	@echo "Installing into .venv; torch, if it is not there yet, is about 5.5 GB and takes some minutes."
+	@echo "Installing into .venv; with torch it takes about 6 GB, and the first time some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,test]'
 	touch $@

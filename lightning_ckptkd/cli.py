@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 import yaml
+
+# the package says only at run time what it exports
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
@@ -185,7 +187,6 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    seed_everything(selector.settings.seed, verbose=False)
     selection = selector.select(config.snapshots, made.model, loader, device=device)
     _save_config(parser, config, config.snapshots, SELECT_CONFIG_NAME)
     return selection

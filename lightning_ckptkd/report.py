@@ -14,12 +14,7 @@ from lightning_ckptkd.snapshots.files import write_bytes
 from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
 
 PICTURE_NAME = "selection.png"
-_BLUE, _ORANGE, _GREEN, _GREY = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#666666",
-)  # told apart by colour-blind readers too
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#666666"  # for colour-blind readers too
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

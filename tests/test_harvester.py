@@ -271,6 +271,23 @@ def test_a_run_resumed_on_another_way_leaves_the_old_branch_behind(tmp_path: Pat
     assert len(list((tmp_path / "h").glob("*.safetensors"))) == 3
 
 
+def test_a_resumed_epoch_without_a_step_adds_nothing(tmp_path: Path) -> None:
+    class OnlyAtFirst(ManualProject):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            if self.current_epoch == 0:
+                super().training_step(batch, batch_idx)
+
+    def run(max_epochs: int, ckpt_path: Path | None = None) -> None:
+        own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_top_k=-1)
+        harvester = CheckpointHarvester(tmp_path / "h")
+        trainer = make_trainer(tmp_path, own, harvester, max_epochs=max_epochs, enable_checkpointing=True)
+        trainer.fit(OnlyAtFirst(), DigitsData(), ckpt_path=ckpt_path)
+
+    run(1)
+    run(2, tmp_path / "own" / "epoch=0.ckpt")
+    assert [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path / "h").snapshots] == [8]
+
+
 def test_odd_hyper_parameters_and_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Odd(Project):
         def __init__(self) -> None:

@@ -125,7 +125,7 @@ class SnapshotStore:
             snapshot = same[0]
         else:
             write_bytes(self.folder, name, data)
-        start = global_step - 1 if after is None else after
+        start = global_step - 1 if after is None else min(after, global_step - 1)  # this step is never kept twice
         self._replace([old for old in self.snapshots if not start < old.global_step <= global_step] + [snapshot])
         return snapshot
 

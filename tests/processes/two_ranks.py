@@ -86,5 +86,5 @@ def main(devices: int, root: Path, scenario: str) -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # what one process warns of, pytest makes an error; two add only Lightning's advice
     main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
