@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -130,6 +131,9 @@ def _indices(loader: DataLoader[Any], length: int) -> Tensor:
     """Which samples the loader stands for: all, unless its sampler picks some of them (a split, say)."""
     if loader.batch_size is None:  # a batch sampler of the user's own
         picked = [index for batch in loader.batch_sampler or () for index in batch]
+    elif isinstance(loader.sampler, DistributedSamplerWrapper):  # Lightning's, around a sampler of the user's
+        wrapped: Any = loader.sampler.dataset
+        picked = [wrapped[place] for place in range(len(wrapped))]
     elif isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
         return torch.arange(length)
     else:

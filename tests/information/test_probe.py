@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -105,6 +106,17 @@ def test_a_sampler_that_picks_a_split_is_respected() -> None:
     again = collect_probe(DataLoader(data(), 32, sampler=SubsetRandomSampler(held_out)), 60, seed=0)
     assert probe.digest() == again.digest()
     assert probe.digest() != collect_probe(DataLoader(data(), 32), 60, seed=0).digest()
+
+
+def test_a_split_is_respected_on_each_rank() -> None:
+    """Under DDP, Lightning wraps the user's sampler and gives each rank a share of it."""
+    held_out = list(range(200, 300))
+    probes = []
+    for rank in (0, 1):
+        sampler = DistributedSamplerWrapper(SubsetRandomSampler(held_out), num_replicas=2, rank=rank)
+        probes.append(collect_probe(DataLoader(data(), 32, sampler=sampler), 60, seed=0))
+    assert set(probes[0].inputs.flatten().tolist()) <= set(held_out)
+    assert probes[0].digest() == probes[1].digest()
 
 
 def test_batches_of_the_users_own_making() -> None:
