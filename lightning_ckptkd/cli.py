@@ -23,8 +23,7 @@ from typing_extensions import override
 from lightning_ckptkd.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.selector import MISelector, first_loader
-from lightning_ckptkd.snapshots import harvest_checkpoints
-from lightning_ckptkd.snapshots.files import write_bytes
+from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
 
 SELECT_CONFIG_NAME = "select.yaml"
 HARVEST_CONFIG_NAME = "harvest.yaml"
@@ -188,12 +187,13 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     selection = selector.select(config.snapshots, made.model, loader, device=device)
-    _save_config(parser, config, config.snapshots, SELECT_CONFIG_NAME)
+    _save_config(parser, config, SnapshotStore.open(config.snapshots), SELECT_CONFIG_NAME)
     return selection
 
 
-def _save_config(parser: ArgumentParser, config: Namespace, folder: str | Path, name: str) -> None:
-    write_bytes(Path(folder).expanduser(), name, parser.dump(config.clone(with_meta=False)).encode())
+def _save_config(parser: ArgumentParser, config: Namespace, store: SnapshotStore, name: str) -> None:
+    text = parser.dump(config.clone(with_meta=False))
+    store.folder.write(name, [text.encode()], store.manifest.tag)
 
 
 def _with_model_and_data(parser: ArgumentParser, config: Namespace) -> Namespace:
@@ -237,7 +237,7 @@ def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
         raise ArgumentError("checkpoints: give the folder with the .ckpt files: `ckptkd harvest DIR`.")
     snapshots = config.snapshots or str(Path(config.checkpoints).parent / "snapshots")
     store = harvest_checkpoints(config.checkpoints, snapshots, config.submodule)
-    _save_config(parser, config, store.folder, HARVEST_CONFIG_NAME)
+    _save_config(parser, config, store, HARVEST_CONFIG_NAME)
     print(f"{len(store.snapshots)} snapshots in {store.folder}. Next: `ckptkd select {store.folder}`")
     return store
 

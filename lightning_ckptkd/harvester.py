@@ -9,17 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
-from lightning_ckptkd.errors import ArgumentError, SnapshotError
+from lightning_ckptkd.errors import ArgumentError, CkptKDError, SnapshotError
 from lightning_ckptkd.ranks import on_rank_zero
 from lightning_ckptkd.snapshots.cadence import Cadence
 from lightning_ckptkd.snapshots.fields import json_safe
+from lightning_ckptkd.snapshots.folders import open_folder
+from lightning_ckptkd.snapshots.host_copy import STORED_DTYPES, HostCopy, Layout, join_gathering, plan_layout
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest
+from lightning_ckptkd.snapshots.recorder import Recorder
+from lightning_ckptkd.snapshots.retention import Retention
 from lightning_ckptkd.snapshots.store import SnapshotStore
-from lightning_ckptkd.snapshots.weights import copy_to_cpu, get_submodule, select_weights
+from lightning_ckptkd.snapshots.weights import get_submodule, module_weights
+from lightning_ckptkd.strategies import check_strategy, find_averaging, harvested_module
 
 FOLDER_NAME = "snapshots"
 
@@ -30,22 +38,30 @@ class CheckpointHarvester(Callback):
     A plain callback: the project's own ``ModelCheckpoint`` and the training itself stay as they are. Each snapshot
     is one safetensors file; ``manifest.json`` in the same folder says which exist. Weights are taken at the end of
     an epoch before the LightningModule's own ``on_train_epoch_end``; the metrics that this hook logs are recorded
-    too, when the next hook runs.
+    too, when the next hook runs. Training waits for the copy of the weights alone; a thread hashes and writes it.
 
     Args:
-        dirpath: The folder. None takes ``snapshots`` in the first logger's folder (``save_dir/name/version``) or,
-            without a logger, in the Trainer's ``default_root_dir``.
+        dirpath: The folder: a path, or an fsspec URL such as ``s3://bucket/run/snapshots``. None takes ``snapshots``
+            in the first logger's folder (``save_dir/name/version``) or, without a logger, in the Trainer's
+            ``default_root_dir``.
         submodule: Attribute path of the part of the LightningModule to harvest, such as ``network``; None
             harvests all of it.
         every_n_epochs: A snapshot at the end of every n-th epoch; None is 1, where neither of the next two is given.
         every_n_train_steps: A snapshot after every n-th optimiser step instead.
         epochs: Snapshots at the end of these epochs (counted from 0, as Lightning does) instead.
         window: Only in this part of training, as two fractions: ``(0, 0.5)`` is the first half.
+        keep_last: Keep this many snapshots, the newest. None keeps all.
+        keep_bytes: Keep what fits into this many bytes, spread evenly over training, instead.
+        dtype: What floating-point weights are stored as: ``bf16`` or ``fp16``; None stores them as they are.
+        averaged: Harvest the averaged weights of Lightning's ``WeightAveraging`` (or ``EMAWeightAveraging``) callback,
+            once it has begun to average, instead of the trained ones. It must be listed before this callback.
+        on_error: What a snapshot that can't be stored does to training: ``warn`` goes on without it (and tries again
+            with the next), ``raise`` ends the run. What is committed stays in any case.
 
     Raises:
-        ArgumentError: If an argument can't be used; ``submodule`` and ``window`` are checked when training starts.
-        SnapshotError: When training starts, if the folder holds the harvest of another run; during training, if a
-            file can't be written.
+        ArgumentError: If an argument can't be used; what depends on the project is checked when training starts.
+        SnapshotError: When training starts, if the folder holds the harvest of another run, is being written by one
+            or can't be written; during training, with ``on_error="raise"``, if a file can't be written.
     """
 
     def __init__(
@@ -56,43 +72,62 @@ class CheckpointHarvester(Callback):
         every_n_train_steps: int | None = None,
         epochs: Sequence[int] | None = None,
         window: tuple[float, float] = (0.0, 1.0),
+        keep_last: int | None = None,
+        keep_bytes: int | None = None,
+        dtype: str | None = None,
+        averaged: bool = False,
+        on_error: str = "warn",
     ) -> None:
+        if dtype not in (None, *STORED_DTYPES):
+            raise ArgumentError(f"dtype should be one of {', '.join(STORED_DTYPES)} or None, got {dtype!r}.")
+        if on_error not in ("warn", "raise"):
+            raise ArgumentError(f"on_error should be warn or raise, got {on_error!r}.")
         self.dirpath = dirpath
         self.submodule = submodule
         self.cadence = Cadence(every_n_epochs, every_n_train_steps, epochs, window)
-        self.folder: Path | None = None
+        self.retention = Retention(keep_last, keep_bytes)
+        self.dtype = dtype
+        self.averaged = averaged
+        self.on_error = on_error
+        self.folder: str | None = None
         self._run_id: str | None = None
-        self._resumed_folder: Path | None = None
-        self._store: SnapshotStore | None = None
+        self._resumed_folder: str | None = None
+        self._unstored: dict[str, Any] | None = None  # what a checkpoint says of a snapshot that was not yet written
+        self._active = False  # from the start of training to its end, on every rank
+        self._recorder: Recorder | None = None  # on rank 0
+        self._averaging: WeightAveraging | None = None
         self._learning_rate: float | None = None
         self._last_step = 0
         self._position = 0  # up to here the harvest is this run's; what lies beyond is a resumed run's abandoned branch
-        self._last_snapshot = -1
-        self._waiting: int | None = None  # step of the snapshot whose metrics are not recorded yet
+        self._last_entry: dict[str, Any] = {}
+        self._waiting = False  # whether the last snapshot's metrics are not recorded yet
         self._stale_metrics: Mapping[str, Tensor] = {}
 
     @property
     @override
     def state_key(self) -> str:
-        dirpath = None if self.dirpath is None else str(Path(self.dirpath).expanduser().resolve())
+        dirpath = None if self.dirpath is None else str(self.dirpath)
+        if dirpath is not None and "://" not in dirpath:
+            dirpath = str(Path(dirpath).expanduser().resolve())
         return self._generate_state_key(dirpath=dirpath, submodule=self.submodule)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"run_id": self._run_id, "folder": str(self.folder)}
+        return {"run_id": self._run_id, "folder": self.folder, "unstored": None}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._run_id = state_dict["run_id"]
-        self._resumed_folder = Path(state_dict["folder"])
+        self._resumed_folder = state_dict["folder"]
+        self._unstored = state_dict.get("unstored")
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self.folder = Path(trainer.strategy.broadcast(str(self._resolve_folder(trainer))))
-        if trainer.global_step == 0:  # a new run; resuming restores the id after this hook
-            self._run_id = self._resumed_folder = None
+        self.folder = trainer.strategy.broadcast(str(self._resolve_folder(trainer)))
+        if trainer.global_step == 0:  # a new run; resuming restores these after this hook
+            self._run_id = self._resumed_folder = self._unstored = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,18 +138,22 @@ class CheckpointHarvester(Callback):
                 f"window={self.cadence.window}: the length of training is unknown. Give the Trainer max_epochs or "
                 "max_steps (the latter if steps are counted and the data has no length), or leave window out."
             )
+        check_strategy(trainer)
+        self._averaging = find_averaging(trainer, self) if self.averaged else None
         get_submodule(pl_module, self.submodule, "submodule")
-        self._last_step = trainer.global_step
-        self._position = trainer.global_step
-        self._last_snapshot = -1
-        self._waiting = None
-        self._store = on_rank_zero(lambda: self._open_store(pl_module))
-        self.folder = self._store.folder
+        self._last_step = self._position = trainer.global_step
+        self._last_entry = {}
+        self._waiting = False
+        self.folder = on_rank_zero(lambda: self._open(trainer, pl_module))
+        self._active = True
+        unstored, self._unstored = self._unstored, None
+        if unstored is not None and on_rank_zero(lambda: self._is_missing(unstored["global_step"])):
+            self._take(pl_module, unstored)  # the run was killed before it was written; the checkpoint has its weights
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._record_metrics(trainer)
-        if self._store is not None:
+        if self._active:
             self._stale_metrics = dict(trainer.callback_metrics)
 
     @override
@@ -129,80 +168,187 @@ class CheckpointHarvester(Callback):
     ) -> None:
         previous, self._last_step = self._last_step, trainer.global_step
         if self.cadence.due_after_step(previous, trainer.global_step, _progress(trainer)):
-            self._snapshot(trainer)
+            self._snapshot(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._record_metrics(trainer)
         progress = _progress(trainer, epochs_done=trainer.current_epoch + 1)
         if self.cadence.due_after_epoch(trainer.current_epoch, progress):
-            self._snapshot(trainer)
+            self._snapshot(trainer, pl_module)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See to it that a run resumed from this checkpoint has every snapshot before it."""
+        self._record_metrics(trainer)
+        if self._recorder is not None:
+            unstored = self._hand_over(self._recorder, trainer, pl_module)
+            checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "unstored": unstored}
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._record_metrics(trainer)
-        store = self._store
-        if store is not None:
-            on_rank_zero(lambda: store.forget_after(trainer.global_step))
+        if self._active:
+            self._active = False
+            on_rank_zero(lambda: self._finish(trainer.global_step))
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size > 1:  # reading metrics is a collective, and the other ranks may not be here
-            return
-        try:
+        if trainer.world_size == 1:  # reading metrics is a collective, and other ranks may not be here
             self._record_metrics(trainer)
-        except SnapshotError as error:
-            rank_zero_warn(f"CheckpointHarvester could not record the last metrics: {error}")
+        self._abandon()
 
-    def _resolve_folder(self, trainer: Trainer) -> Path:
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._abandon()
+
+    def _resolve_folder(self, trainer: Trainer) -> Path | str:
         if self.dirpath is not None:
-            return Path(self.dirpath).expanduser()
+            return self.dirpath
         if not trainer.loggers:
-            return Path(trainer.default_root_dir) / FOLDER_NAME
+            return _join(trainer.default_root_dir, FOLDER_NAME)
         logger = trainer.loggers[0]
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version / FOLDER_NAME
+        return _join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, FOLDER_NAME)
 
-    def _open_store(self, pl_module: LightningModule) -> SnapshotStore:
-        select_weights(pl_module.state_dict(), self.submodule)  # fails now rather than after the first epoch
+    def _open(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        """Open the store and the thread that writes to it; what can't be harvested shows now, not after an epoch."""
+        weights = module_weights(pl_module, self.submodule)
+        if not any(is_lazy(value) for value in weights.values()):
+            self.retention.check_room(self._plan(weights).data_bytes)
         assert self.folder is not None
         folder, resumed = self.folder, self._resumed_folder
         if self.dirpath is None and resumed is not None and _holds_run(resumed, self._run_id):
             folder = resumed  # the logger's folder is a new one, the harvest goes on in the old one
         self._run_id = self._run_id or uuid.uuid4().hex
-        return SnapshotStore.create(folder, self._run_id, _describe(pl_module, self.submodule))
+        store = SnapshotStore.create(folder, self._run_id, self._describe(pl_module))
+        self._recorder = Recorder(store, pinned=trainer.strategy.root_device.type == "cuda", on_wait=_say_wait)
+        return str(store.folder)
 
-    def _snapshot(self, trainer: Trainer) -> None:
+    def _is_missing(self, global_step: int) -> bool:
+        assert self._recorder is not None
+        return self._recorder.store.find(global_step) is None
+
+    def _plan(self, weights: Mapping[str, Tensor]) -> Layout:
+        return plan_layout(weights, None if self.dtype is None else STORED_DTYPES[self.dtype])
+
+    def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        store = self._store
-        if store is None or step in (0, self._last_snapshot):  # fast_dev_run, or the weights have not moved
+        # fast_dev_run, or the weights have not moved
+        if not self._active or step == 0 or step == self._last_entry.get("global_step"):
             return
-        state = trainer.strategy.lightning_module_state_dict()  # every rank: it can be a collective
+        entry = {"epoch": trainer.current_epoch, "global_step": step, "learning_rate": self._learning_rate}
+        if self._take(pl_module, entry):
+            self._waiting = True
 
-        def commit() -> None:
-            store.commit(
-                copy_to_cpu(select_weights(state, self.submodule)),
-                epoch=trainer.current_epoch,
-                global_step=step,
-                learning_rate=self._learning_rate,
-                after=self._position,
-            )
+    def _take(self, pl_module: LightningModule, entry: dict[str, Any]) -> bool:
+        """Copy the weights and have them written as ``entry`` says; on every rank. Whether there is a snapshot."""
+        module = harvested_module(pl_module, self._averaging)
+        if module is None:
+            return False
+        weights = module_weights(module, self.submodule)
+        copy: list[HostCopy] = []
 
-        on_rank_zero(commit)
-        self._last_snapshot = self._waiting = self._position = step
+        def reserve() -> bool:
+            assert self._recorder is not None
+            self._tell(self._recorder.take_problems())
+            try:
+                copy.append(self._recorder.reserve(self._plan(weights)))
+            except (CkptKDError, MemoryError, RuntimeError) as error:  # torch says RuntimeError where memory is short
+                self._tell([SnapshotError(f"the snapshot at step {entry['global_step']} is not taken: {error}")])
+            return bool(copy)
+
+        if not on_rank_zero(reserve):
+            return False
+        if self._recorder is not None:
+            copy[0].fill(weights)
+            self._recorder.commit(copy[0], after=self._position, retention=self.retention, **entry)
+        elif any(isinstance(value, DTensor) for value in weights.values()):
+            join_gathering(weights, self._plan(weights))
+        self._last_entry = entry
+        self._position = entry["global_step"]
+        return True
 
     def _record_metrics(self, trainer: Trainer) -> None:
         """Add what has been logged since the epoch began to the snapshot that was taken last."""
-        store, step = self._store, self._waiting
-        if store is None or step is None:
+        if not self._active or not self._waiting:
             return
-        self._waiting = None
+        self._waiting = False
         metrics = {
             name: float(value) if math.isfinite(float(value)) else None
             for name, value in trainer.callback_metrics.items()  # every rank: it can be a collective
             if self._stale_metrics.get(name) is not value
         }
-        on_rank_zero(lambda: store.set_metrics(step, metrics))
+        self._last_entry["metrics"] = metrics
+        if self._recorder is not None:
+            self._recorder.set_metrics(self._last_entry["global_step"], metrics)
+
+    def _hand_over(self, recorder: Recorder, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:
+        """What a checkpoint must tell of the last snapshot; None once that is on disk.
+
+        A run that is killed between the checkpoint and the snapshot makes up for it when it resumes, since the
+        checkpoint holds the same weights. Where they have moved on since, the checkpoint waits for the snapshot.
+        """
+        step = self._last_entry.get("global_step")
+        copy = None if step is None else recorder.unstored(step)
+        module = harvested_module(pl_module, self._averaging)
+        if copy is not None and module is not None and step == trainer.global_step:
+            weights = module_weights(module, self.submodule)
+            sharded = any(isinstance(value, DTensor) for value in weights.values())
+            if not sharded and copy.matches(weights):
+                return {"metrics": {}, **self._last_entry, "sha256": copy.sha256()}
+        recorder.flush()
+        return None
+
+    def _finish(self, global_step: int) -> None:
+        recorder, self._recorder = self._recorder, None
+        assert recorder is not None
+        recorder.forget_after(global_step)
+        recorder.close()
+        self._tell(recorder.take_problems())
+
+    def _abandon(self) -> None:
+        """Finish what is being written and let go, whatever the other ranks do."""
+        self._active = False
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close()
+            for problem in recorder.take_problems():
+                _warn(problem)
+
+    def _tell(self, problems: Sequence[CkptKDError]) -> None:
+        if problems and self.on_error == "raise":
+            raise problems[0]
+        for problem in problems:
+            _warn(problem)
+
+    def _describe(self, pl_module: LightningModule) -> dict[str, Any]:
+        kind = type(pl_module)
+        hyper_parameters = {key: value for key, value in pl_module.hparams.items() if not str(key).startswith("_")}
+        return {
+            "class_path": f"{kind.__module__}.{kind.__qualname__}",
+            "hyper_parameters": json_safe(hyper_parameters),
+            "submodule": self.submodule,
+            "dtype": self.dtype,
+            "averaged": self.averaged,
+        }
+
+
+def _join(folder: str | Path, *names: str) -> str:
+    return "/".join([str(folder).rstrip("/"), *names])
+
+
+def _say_wait() -> None:
+    rank_zero_info(
+        "CheckpointHarvester: training makes snapshots faster than they can be written, and waits for the writer "
+        "(said once). Harvest less often, or into a faster folder."
+    )
+
+
+def _warn(problem: CkptKDError) -> None:
+    rank_zero_warn(
+        f"CheckpointHarvester: {problem} Training goes on; the next snapshot is tried. on_error='raise' would end it."
+    )
 
 
 def _progress(trainer: Trainer, epochs_done: int | None = None) -> float | None:
@@ -222,15 +368,6 @@ def _progress(trainer: Trainer, epochs_done: int | None = None) -> float | None:
     return max(fractions) if fractions else None
 
 
-def _holds_run(folder: Path, run_id: str | None) -> bool:
-    return (folder / MANIFEST_NAME).exists() and Manifest.read(folder).run_id == run_id
-
-
-def _describe(pl_module: LightningModule, submodule: str | None) -> dict[str, Any]:
-    kind = type(pl_module)
-    hyper_parameters = {key: value for key, value in pl_module.hparams.items() if not str(key).startswith("_")}
-    return {
-        "class_path": f"{kind.__module__}.{kind.__qualname__}",
-        "hyper_parameters": json_safe(hyper_parameters),
-        "submodule": submodule,
-    }
+def _holds_run(location: str, run_id: str | None) -> bool:
+    folder = open_folder(location)
+    return folder.exists(MANIFEST_NAME) and Manifest.read(folder).run_id == run_id

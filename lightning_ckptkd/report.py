@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_ckptkd.snapshots.files import write_bytes
 from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
+from lightning_ckptkd.snapshots.store import SnapshotStore
 
 PICTURE_NAME = "selection.png"
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#666666"  # for colour-blind readers too
@@ -34,7 +33,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def format_selection(selection: Selection, folder: Path) -> str:
+def format_selection(selection: Selection, store: SnapshotStore) -> str:
     """The table of every snapshot, and where the files are."""
     rows = [
         [
@@ -58,7 +57,7 @@ def format_selection(selection: Selection, folder: Path) -> str:
     title = f"{len(selection.chosen)} of {len(rows)} snapshots chosen by rule {selection.rule!r}"
     if selection.probe:
         title += f" on {selection.probe['size']} probe samples, H(Y) = {selection.probe['label_entropy']:.3f} nats"
-    files = f"Written: {folder / SELECTION_NAME}, {folder / PICTURE_NAME}"
+    files = f"Written: {store.folder / SELECTION_NAME}, {store.folder / PICTURE_NAME}"
     return "\n".join([title, format_table(header, rows), *notes, files])
 
 
@@ -75,7 +74,7 @@ def numbers_by_step(selection: Selection) -> Iterator[tuple[int, dict[str, float
             )
 
 
-def draw_selection(selection: Selection, folder: Path) -> None:
+def draw_selection(selection: Selection, store: SnapshotStore) -> None:
     """Write ``selection.png``: the information plane, and terms and accuracy over epochs, the chosen ones marked."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     plane, course = figure.subplots(1, 2)
@@ -85,7 +84,7 @@ def draw_selection(selection: Selection, folder: Path) -> None:
     _draw_course(course, usable, chosen, selection.rule)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write_bytes(folder, PICTURE_NAME, buffer.getvalue())
+    store.folder.write(PICTURE_NAME, [buffer.getvalue()], store.manifest.tag)
 
 
 def _draw_plane(figure: Figure, axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candidate]) -> None:

@@ -223,9 +223,9 @@ class MISelector(Callback):
                 return callback
         return None
 
-    def _find_folder(self, trainer: Trainer) -> Path:
+    def _find_folder(self, trainer: Trainer) -> str | Path:
         if self.snapshots is not None:
-            return Path(self.snapshots)
+            return self.snapshots
         harvester = self._find_harvester(trainer)
         if harvester is not None and harvester.folder is not None:
             return harvester.folder
@@ -294,6 +294,6 @@ def _seed_all(seed: int) -> None:
 
 
 def _publish(store: SnapshotStore, selection: Selection) -> None:
-    selection.write(store.folder)
-    report.draw_selection(selection, store.folder)
-    print(report.format_selection(selection, store.folder))
+    selection.write(store)
+    report.draw_selection(selection, store)
+    print(report.format_selection(selection, store))

@@ -135,7 +135,7 @@ def test_one_submodule(tmp_path: Path) -> None:
 def test_the_folder_follows_lightning(tmp_path: Path, logger: Any, folder: str) -> None:
     harvester = CheckpointHarvester()
     fit(tmp_path, harvester, logger=logger(tmp_path), max_epochs=1)
-    assert harvester.folder == tmp_path / folder
+    assert harvester.folder == str(tmp_path / folder)
     assert epochs_of(tmp_path / folder) == [0]
 
 
@@ -165,7 +165,7 @@ def test_a_resumed_run_goes_on_in_its_own_harvest(tmp_path: Path) -> None:
     run("cut", 4, tmp_path / "cut" / "epoch=0.ckpt")
     whole, cut = (SnapshotStore.open(tmp_path / f"h_{name}") for name in ("whole", "cut"))
     assert cut.snapshots == whole.snapshots
-    assert len({path.name for path in cut.folder.iterdir()}) == 5
+    assert len(list(Path(cut.folder).glob("*.safetensors"))) == 4
 
 
 def test_resuming_into_a_new_logger_folder_goes_on_in_the_old_harvest(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_resuming_into_a_new_logger_folder_goes_on_in_the_old_harvest(tmp_path: 
 
     first = run(1)
     second = run(3, tmp_path / "own" / "epoch=0.ckpt")
-    assert second.folder == first.folder == tmp_path / "lightning_logs" / "version_0" / "snapshots"
+    assert second.folder == first.folder == str(tmp_path / "lightning_logs" / "version_0" / "snapshots")
     assert epochs_of(second.folder) == [0, 1, 2]
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lightning_ckptkd.errors import SnapshotError
 from lightning_ckptkd.snapshots.fields import Fields
-from lightning_ckptkd.snapshots.files import is_plain_name, read_json, write_json
+from lightning_ckptkd.snapshots.folders import Folder, is_plain_name, run_tag
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT, _VERSION = "lightning_ckptkd.harvest", 1
@@ -63,19 +62,29 @@ class Manifest:
     packages: dict[str, Any]
     snapshots: tuple[Snapshot, ...] = ()
 
-    def write(self, folder: Path) -> None:
+    @property
+    def tag(self) -> str:
+        """What marks the files of this run."""
+        return run_tag(self.run_id)
+
+    @property
+    def files(self) -> set[str]:
+        """Names of the snapshots' files."""
+        return {snapshot.file for snapshot in self.snapshots}
+
+    def write(self, folder: Folder) -> None:
         """Write the manifest into ``folder``: whole or not at all."""
-        write_json(folder, MANIFEST_NAME, {"format": _FORMAT, "version": _VERSION, **asdict(self)})
+        folder.write_json(MANIFEST_NAME, {"format": _FORMAT, "version": _VERSION, **asdict(self)}, self.tag)
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Folder) -> Manifest:
         """Read the manifest of ``folder``, trusting nothing in it.
 
         Raises:
             SnapshotError: If it is missing, no JSON, of another version, or if a field is wrong.
         """
         where = str(folder / MANIFEST_NAME)
-        fields = Fields(read_json(folder, MANIFEST_NAME), where)
+        fields = Fields(folder.read_json(MANIFEST_NAME), where)
         fields.header(_FORMAT, _VERSION)
         snapshots = tuple(_read_snapshot(item, where) for item in fields.objects("snapshots"))
         if len({snapshot.file for snapshot in snapshots}) < len(snapshots):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lightning_ckptkd.errors import SnapshotError
 from lightning_ckptkd.snapshots.fields import Fields
-from lightning_ckptkd.snapshots.files import read_json, write_json
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
 SELECTION_NAME = "selection.json"
@@ -70,11 +68,13 @@ class Selection:
     candidates: tuple[Candidate, ...] = ()
     chosen: tuple[str, ...] = ()
 
-    def write(self, folder: Path) -> None:
+    def write(self, store: SnapshotStore) -> None:
         """Write the choice into the harvest's folder: whole or not at all."""
         document = asdict(self)
         document["snapshots"] = document.pop("candidates")
-        write_json(folder, SELECTION_NAME, {"format": _FORMAT, "version": _VERSION, **document})
+        store.folder.write_json(
+            SELECTION_NAME, {"format": _FORMAT, "version": _VERSION, **document}, store.manifest.tag
+        )
 
     @classmethod
     def read(cls, store: SnapshotStore) -> Selection:
@@ -85,7 +85,7 @@ class Selection:
                 manifest does not have.
         """
         where = str(store.folder / SELECTION_NAME)
-        fields = Fields(read_json(store.folder, SELECTION_NAME), where)
+        fields = Fields(store.folder.read_json(SELECTION_NAME), where)
         fields.header(_FORMAT, _VERSION)
         selection = cls(
             run_id=fields.text("run_id"),

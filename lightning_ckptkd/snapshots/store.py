@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -12,10 +14,15 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_ckptkd.errors import SnapshotError
-from lightning_ckptkd.snapshots.files import read_bytes, write_bytes
+from lightning_ckptkd.snapshots.folders import Folder, open_folder
+from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout, read_ties
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot
+from lightning_ckptkd.snapshots.retention import Retention
+
+_SNAPSHOT_NAME = re.compile(r"epoch=\d+-step=\d+-([0-9a-f]{8})-[0-9a-f]{8}\.safetensors")
 
 
 class SnapshotStore:
@@ -24,25 +31,27 @@ class SnapshotStore:
     A snapshot exists when, and only when, the manifest names it. Weights are written before the manifest; what
     is read is checked against the manifest's size and SHA-256 before a tensor is made of it.
 
-    Use :meth:`open` to read a harvest and :meth:`create` to write one.
+    Use :meth:`open` to read a harvest and :meth:`create` to write one. A store that writes holds the folder's lock
+    until :meth:`close`, or the end of a ``with`` block.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._held = contextlib.ExitStack()
 
     @classmethod
-    def open(cls, folder: str | Path) -> SnapshotStore:
-        """Open a harvest.
+    def open(cls, folder: str | Path | Folder) -> Self:
+        """Open a harvest to read it.
 
         Args:
-            folder: The harvest's folder, with its manifest.
+            folder: The harvest's folder, with its manifest: a path or an fsspec URL.
 
         Raises:
             SnapshotError: If there is no readable manifest, or no snapshot in it.
         """
-        folder = Path(folder).expanduser()
-        if not (folder / MANIFEST_NAME).exists():
+        folder = open_folder(folder)
+        if not folder.exists(MANIFEST_NAME):
             raise SnapshotError(
                 f"{folder} has no {MANIFEST_NAME}, so there are no snapshots. Give the folder that "
                 "CheckpointHarvester wrote (its dirpath), or make one from .ckpt files with `ckptkd harvest`."
@@ -53,50 +62,64 @@ class SnapshotStore:
         return store
 
     @classmethod
-    def create(cls, folder: str | Path, run_id: str, source: Mapping[str, Any]) -> SnapshotStore:
-        """Open ``folder`` for the run ``run_id``, making it where it does not exist.
+    def create(cls, folder: str | Path | Folder, run_id: str, source: Mapping[str, Any]) -> Self:
+        """Open ``folder`` to write the harvest of one run, making it where it does not exist.
 
-        The manifest is written with the first snapshot.
+        Takes the folder's lock, and cleans what a killed writer of the same run left. The manifest is written with
+        the first snapshot.
 
         Args:
-            folder: Where the snapshots go.
+            folder: Where the snapshots go: a path or an fsspec URL.
             run_id: The run that writes. A folder that already holds this run's snapshots is continued.
             source: What is harvested, as plain JSON.
 
         Raises:
-            SnapshotError: If the folder holds the harvest of another run, or can't be written.
+            SnapshotError: If the folder holds the harvest of another run, is being written, or can't be written.
         """
-        folder = Path(folder).expanduser()
-        if (folder / MANIFEST_NAME).exists():
-            store = cls(folder, Manifest.read(folder))
-            if store.manifest.run_id != run_id:
-                raise SnapshotError(
-                    f"{folder} already holds {len(store.manifest.snapshots)} snapshots of another run "
-                    f"({store.manifest.run_id}); this run is {run_id}. Nothing was written. Choose another dirpath, "
-                    "or resume that run with ckpt_path."
-                )
-            return store
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SnapshotError(f"The folder {folder} can't be made: {error.strerror}. Choose another.") from error
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(folder, Manifest(run_id, created, dict(source), _package_versions()))
+        folder = open_folder(folder)
+        _read_own_manifest(folder, run_id)  # another run's folder is not even locked
+        folder.make()
+        with contextlib.ExitStack() as held:
+            held.enter_context(folder.lock(run_id))
+            manifest = _read_own_manifest(folder, run_id)
+            if manifest is None:
+                created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                manifest = Manifest(run_id, created, dict(source), _package_versions())
+            store = cls(folder, manifest)
+            folder.clean(manifest.tag, store._is_leftover)
+            store._held = held.pop_all()
+        return store
+
+    def close(self) -> None:
+        """Give the lock back; nothing can be written afterwards."""
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """The snapshots in the order of training."""
         return self.manifest.snapshots
 
+    def find(self, global_step: int) -> Snapshot | None:
+        """The snapshot at a step, or None."""
+        return next((snapshot for snapshot in self.snapshots if snapshot.global_step == global_step), None)
+
     def commit(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | HostCopy,
         *,
         epoch: int,
         global_step: int,
         learning_rate: float | None = None,
         metrics: Mapping[str, float | None] | None = None,
         after: int | None = None,
+        retention: Retention | None = None,
+        sha256: str | None = None,
     ) -> Snapshot:
         """Add one snapshot.
 
@@ -105,28 +128,43 @@ class SnapshotStore:
         the manifest.
 
         Args:
-            weights: Name to contiguous CPU tensor, no storage shared between them.
+            weights: Name to tensor, or a copy that is already in host memory.
             epoch: Lightning's ``current_epoch``.
             global_step: Lightning's ``global_step``.
             learning_rate: Rate of the first parameter group.
             metrics: What was logged so far in this epoch.
             after: Where this run was before; snapshots between there and ``global_step`` belong to a branch that a
                 resumed run has left, and go. None keeps them.
+            retention: Which snapshots to keep; None keeps all.
+            sha256: What the file must hash to, if that is known.
 
         Raises:
-            SnapshotError: If a file can't be written; the manifest and all snapshots are then as before.
+            ArgumentError: If a tensor can't be stored.
+            SnapshotError: If a file can't be written or the hash is another; the snapshots are then as before.
         """
-        data = safetensors.torch.save(dict(weights))
-        sha256 = hashlib.sha256(data).hexdigest()
-        name = f"epoch={epoch}-step={global_step}-{sha256[:8]}.safetensors"
-        snapshot = Snapshot(epoch, global_step, name, sha256, len(data), learning_rate, dict(metrics or {}))
-        same = [old for old in self.snapshots if old.global_step == global_step and old.sha256 == sha256]
-        if same:
-            snapshot = same[0]
+        if not isinstance(weights, HostCopy):
+            copy = HostCopy()
+            copy.reserve(plan_layout(weights))
+            copy.fill(weights)
+            weights = copy
+        parts, found = weights.parts(), weights.sha256()
+        if sha256 not in (None, found):
+            raise SnapshotError(
+                f"The weights at step {global_step} hash to {found[:16]}… instead of {sha256}: they are not those of "
+                "the snapshot, which was not written."
+            )
+        name = f"epoch={epoch}-step={global_step}-{self.manifest.tag}-{found[:8]}.safetensors"
+        size = sum(len(part) for part in parts)
+        snapshot = Snapshot(epoch, global_step, name, found, size, learning_rate, dict(metrics or {}))
+        old = self.find(global_step)
+        if old is not None and old.sha256 == found:
+            snapshot = old
         else:
-            write_bytes(self.folder, name, data)
+            self.folder.write(name, parts, self.manifest.tag)
         start = global_step - 1 if after is None else min(after, global_step - 1)  # this step is never kept twice
-        self._replace([old for old in self.snapshots if not start < old.global_step <= global_step] + [snapshot])
+        others = [other for other in self.snapshots if not start < other.global_step <= global_step]
+        ordered = sorted([*others, snapshot], key=lambda item: item.global_step)
+        self._replace((retention or Retention()).kept(ordered))
         return snapshot
 
     def forget_after(self, global_step: int) -> None:
@@ -145,12 +183,12 @@ class SnapshotStore:
             self._replace(changed)
 
     def load(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """The weights of one snapshot, on the CPU, verified.
+        """The weights of one snapshot, on the CPU, verified; tied tensors are one and the same again.
 
         Raises:
             SnapshotError: If the file is missing, a link, of another size or hash, or no safetensors file.
         """
-        data = read_bytes(self.folder, snapshot.file, size=snapshot.size)
+        data = self.folder.read(snapshot.file, size=snapshot.size)
         path = self.folder / snapshot.file
         if hashlib.sha256(data).hexdigest() != snapshot.sha256:
             raise SnapshotError(
@@ -159,19 +197,44 @@ class SnapshotStore:
             )
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load(data)
+            tensors.update({name: tensors[stored] for name, stored in read_ties(data).items()})
         except Exception as error:  # the library's error type is not part of its interface
             raise SnapshotError(f"{path} is not a safetensors file: {error}.") from error
         return tensors
 
     def _replace(self, snapshots: list[Snapshot]) -> None:
         """Make these the harvest's snapshots; files that are no longer named go last."""
-        before = {snapshot.file for snapshot in self.snapshots}
-        ordered = tuple(sorted(snapshots, key=lambda snapshot: snapshot.global_step))
-        manifest = replace(self.manifest, snapshots=ordered)
-        manifest.write(self.folder)
+        before = self.manifest.files
+        manifest = replace(self.manifest, snapshots=tuple(snapshots))
+        try:
+            manifest.write(self.folder)
+        except SnapshotError:
+            with contextlib.suppress(SnapshotError):  # the rename may have come through all the same: look
+                if self.folder.exists(MANIFEST_NAME):
+                    self.manifest = Manifest.read(self.folder)
+                for name in manifest.files - self.manifest.files:
+                    self.folder.remove(name)
+            raise
         self.manifest = manifest
-        for name in before - {snapshot.file for snapshot in ordered}:
-            (self.folder / name).unlink(missing_ok=True)
+        for name in before - manifest.files:
+            self.folder.remove(name)
+
+    def _is_leftover(self, name: str) -> bool:
+        """Whether a file is a snapshot that this run wrote but did not commit, or dropped but did not remove."""
+        match = _SNAPSHOT_NAME.fullmatch(name)
+        return match is not None and match[1] == self.manifest.tag and name not in self.manifest.files
+
+
+def _read_own_manifest(folder: Folder, run_id: str) -> Manifest | None:
+    if not folder.exists(MANIFEST_NAME):
+        return None
+    manifest = Manifest.read(folder)
+    if manifest.run_id != run_id:
+        raise SnapshotError(
+            f"{folder} already holds {len(manifest.snapshots)} snapshots of another run ({manifest.run_id}); this run "
+            f"is {run_id}. Nothing was written. Choose another dirpath, or resume that run with ckpt_path."
+        )
+    return manifest
 
 
 def _package_versions() -> dict[str, str]:

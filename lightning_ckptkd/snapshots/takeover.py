@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.fields import json_safe
 from lightning_ckptkd.snapshots.store import SnapshotStore
-from lightning_ckptkd.snapshots.weights import copy_to_cpu, select_weights
+from lightning_ckptkd.snapshots.weights import select_weights
 
 
 def harvest_checkpoints(
@@ -49,18 +50,20 @@ def harvest_checkpoints(
             "(sharded checkpoints are folders: consolidate them first)."
         )
     run_id = "ckpt-" + hashlib.sha256(f"{source.resolve()}\0{submodule}".encode()).hexdigest()[:24]
-    store: SnapshotStore | None = None
     seen: set[int] = set()
-    for path in tqdm(paths, desc="Harvesting checkpoints", unit="file", disable=not progress):
-        checkpoint = _read_checkpoint(path)
-        step = checkpoint["global_step"]
-        if step in seen:
-            continue
-        seen.add(step)
-        weights = copy_to_cpu(select_weights(checkpoint["state_dict"], submodule))
-        if store is None:
-            store = SnapshotStore.create(snapshots, run_id, _describe(checkpoint, source, submodule))
-        store.commit(weights, epoch=checkpoint["epoch"], global_step=step, metrics=_monitored(checkpoint))
+    with contextlib.ExitStack() as held:
+        store: SnapshotStore | None = None
+        for path in tqdm(paths, desc="Harvesting checkpoints", unit="file", disable=not progress):
+            checkpoint = _read_checkpoint(path)
+            step = checkpoint["global_step"]
+            if step in seen:
+                continue
+            seen.add(step)
+            weights = select_weights(checkpoint["state_dict"], submodule)
+            if store is None:
+                store = SnapshotStore.create(snapshots, run_id, _describe(checkpoint, source, submodule))
+                held.enter_context(store)
+            store.commit(weights, epoch=checkpoint["epoch"], global_step=step, metrics=_monitored(checkpoint))
     assert store is not None
     return store
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 
 _COMPILED = "_orig_mod."  # torch.compile wraps a module and puts this before its names
+_PARALLEL = "module."  # so do these two
+_PARALLEL_TYPES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _NAMES_SHOWN = 5
 
 
@@ -53,23 +55,37 @@ def harvested_part(module: nn.Module, submodule: object, weights: Mapping[str, T
     children = dict(module.named_modules())
     if not isinstance(submodule, str) or submodule not in children:
         return module
-    return module if set(select_weights(module.state_dict())) == set(weights) else children[submodule]
+    return module if set(module_weights(module)) == set(weights) else children[submodule]
 
 
-def select_weights(state: Mapping[str, Any], submodule: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a state dict, without torch.compile's prefixes, of the whole module or of one part.
+def module_weights(module: nn.Module, submodule: str | None = None) -> dict[str, Tensor]:
+    """The live weights of a module, or of one part of it, as :func:`select_weights` names them."""
+    return select_weights(module.state_dict(), submodule, find_wrappers(module))
+
+
+def find_wrappers(module: nn.Module) -> list[str]:
+    """The prefixes that data-parallel wrappers inside a module put before names, the innermost first."""
+    paths = [path for path, part in module.named_modules() if isinstance(part, _PARALLEL_TYPES)]
+    return sorted((f"{path}.{_PARALLEL}".lstrip(".") for path in paths), key=len, reverse=True)
+
+
+def select_weights(
+    state: Mapping[str, Any], submodule: str | None = None, wrappers: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors of a state dict, named as without torch.compile and wrappers, of the whole module or of one part.
 
     Args:
         state: A state dict.
         submodule: Attribute path of the part; its names are then relative to it.
+        wrappers: What :func:`find_wrappers` says of the module.
 
     Raises:
         ArgumentError: If nothing is left, a value is no tensor, or two names become one.
     """
-    prefix = "" if submodule is None else submodule.replace(_COMPILED, "") + "."
+    prefix = "" if submodule is None else _unwrap(submodule + ".", wrappers)
     weights: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = key.replace(_COMPILED, "")
+        name = _unwrap(key, wrappers)
         if not name.startswith(prefix):
             continue
         name = name[len(prefix) :]
@@ -79,7 +95,10 @@ def select_weights(state: Mapping[str, Any], submodule: str | None = None) -> di
                 "Name the network alone with submodule='...'."
             )
         if name in weights:
-            raise ArgumentError(f"Two entries of the state dict become {name!r} without '{_COMPILED}'; rename one.")
+            raise ArgumentError(
+                f"Two entries of the state dict become {name!r} without the prefixes of torch.compile and parallel "
+                f"wrappers; one is {key!r}. Rename one."
+            )
         weights[name] = value
     if not weights:
         near = near_names(prefix, {key.rsplit(".", 1)[0] for key in state})
@@ -87,12 +106,11 @@ def select_weights(state: Mapping[str, Any], submodule: str | None = None) -> di
     return weights
 
 
-def copy_to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached, contiguous CPU copies that share no storage with the module or each other."""
-    return {
-        name: torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format).copy_(value.detach())
-        for name, value in weights.items()
-    }
+def _unwrap(key: str, wrappers: Sequence[str]) -> str:
+    for wrapper in wrappers:
+        if key.startswith(wrapper):
+            key = key[: len(wrapper) - len(_PARALLEL)] + key[len(wrapper) :]
+    return key.replace(_COMPILED, "")
 
 
 def find_non_finite(weights: Mapping[str, Tensor]) -> str | None:
@@ -115,7 +133,7 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, argum
     Raises:
         TeacherError: If keys or shapes differ; names the file, the first keys that differ and the remedy.
     """
-    expected = select_weights(module.state_dict())
+    expected = module_weights(module)
     missing = [name for name in expected if name not in weights]
     extra = [name for name in weights if name not in expected]
     reshaped = [

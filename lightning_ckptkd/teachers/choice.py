@@ -29,7 +29,7 @@ def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = N
         SnapshotError: If ``selection.json`` is missing where it is needed, or can't be trusted.
     """
     selected = choice == "selected" or choice is None
-    if choice is None and not (store.folder / SELECTION_NAME).exists():
+    if choice is None and not store.folder.exists(SELECTION_NAME):
         rank_zero_warn(
             f"{store.folder} has no {SELECTION_NAME}: the last snapshot alone will teach. Choose better teachers with "
             f"MISelector or `ckptkd select {store.folder}`, or give choice='full' to keep this one."

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_ckptkd import SnapshotError, SnapshotStore
-from lightning_ckptkd.snapshots.files import write_bytes
+from lightning_ckptkd.snapshots.folders import open_folder
 
 
 def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     for name, value in written.items():
         assert read[name].dtype == value.dtype
         assert torch.equal(read[name], value)
-    assert {path.name for path in store.folder.iterdir()} == {"manifest.json", snapshot.file}
+    assert {path.name for path in (tmp_path / "h").iterdir()} == {"manifest.json", snapshot.file, ".lock"}
 
 
 def test_snapshots_are_in_the_order_of_training(tmp_path: Path) -> None:
@@ -121,10 +121,10 @@ def test_the_same_file_twice(harvest: Path) -> None:
 
 def test_missing_truncated_and_changed_files(store: SnapshotStore) -> None:
     missing, truncated, changed, intact = store.snapshots
-    (store.folder / missing.file).unlink()
-    path = store.folder / truncated.file
+    Path(store.folder / missing.file).unlink()
+    path = Path(store.folder / truncated.file)
     path.write_bytes(path.read_bytes()[:-1])
-    path = store.folder / changed.file
+    path = Path(store.folder / changed.file)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -139,12 +139,12 @@ def test_missing_truncated_and_changed_files(store: SnapshotStore) -> None:
 
 def test_links_and_pipes_are_never_followed(store: SnapshotStore) -> None:
     linked, piped, *_ = store.snapshots
-    path = store.folder / linked.file
-    path.rename(store.folder / "elsewhere")
-    path.symlink_to(store.folder / "elsewhere")
+    path = Path(store.folder / linked.file)
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(path.parent / "elsewhere")
     with pytest.raises(SnapshotError, match=r"it is a link; links are never followed"):
         store.load(linked)
-    (store.folder / piped.file).unlink()
+    Path(store.folder / piped.file).unlink()
     os.mkfifo(store.folder / piped.file)
     with pytest.raises(SnapshotError, match="is not a regular file"):
         store.load(piped)
@@ -171,7 +171,9 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SnapshotError, match=r"could not be written \(\d+ bytes\): No space left on device"):
+    with pytest.raises(
+        SnapshotError, match=r"could not be written: No space left on device\. It needs \d+ bytes, \d+ are free"
+    ):
         store.commit(weights(2), epoch=1, global_step=2)
     monkeypatch.undo()
     reopened = SnapshotStore.open(tmp_path)
@@ -200,7 +202,7 @@ def test_links_are_not_written_through_and_a_failed_write_leaves_nothing(
     for name in (".manifest.json.tmp", ".x.tmp"):
         (harvest / name).symlink_to(victim)
     (harvest / "linked.json").symlink_to(victim)
-    write_bytes(harvest, "linked.json", b"new")
+    open_folder(harvest).write("linked.json", [b"new"], "tag")
     assert victim.read_text() == "precious"
     assert not (harvest / "linked.json").is_symlink()
     before = sorted(path.name for path in harvest.iterdir())
@@ -210,5 +212,5 @@ def test_links_are_not_written_through_and_a_failed_write_leaves_nothing(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SnapshotError, match="could not be written"):
-        write_bytes(harvest, "other.json", b"new")
+        open_folder(harvest).write("other.json", [b"new"], "tag")
     assert sorted(path.name for path in harvest.iterdir()) == before

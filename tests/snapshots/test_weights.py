@@ -6,11 +6,11 @@ from torch import nn
 
 from lightning_ckptkd import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots.weights import (
-    copy_to_cpu,
     find_non_finite,
     get_submodule,
     harvested_part,
     load_into,
+    module_weights,
     select_weights,
 )
 from tests.projects import Project
@@ -40,13 +40,23 @@ def test_values_that_are_no_tensors_are_named() -> None:
         select_weights({"scaler._extra_state": {"scale": 2}})
 
 
-def test_copies_share_nothing_with_the_module() -> None:
-    tied = nn.Linear(4, 4)
-    copies = copy_to_cpu({"a": tied.weight, "b": tied.weight, "c": tied.weight.T})
-    assert copies["a"].data_ptr() != copies["b"].data_ptr()
-    assert all(value.is_contiguous() and not value.requires_grad for value in copies.values())
-    nn.init.zeros_(tied.weight)
-    assert copies["a"].abs().sum() > 0
+def test_parallel_wrappers_have_the_plain_names() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)  # a part that is called so keeps its name
+            self.net = nn.DataParallel(torch.compile(nn.DataParallel(nn.Linear(2, 2))))
+
+    assert set(module_weights(Wrapped())) == {"module.weight", "module.bias", "net.weight", "net.bias"}
+    assert set(module_weights(Wrapped(), "net")) == set(module_weights(Wrapped(), "net.module")) == {"weight", "bias"}
+    assert set(module_weights(nn.DataParallel(nn.Linear(2, 2)))) == {"weight", "bias"}
+
+
+def test_a_collision_without_a_wrapper_is_refused() -> None:
+    wrapped = nn.DataParallel(nn.Linear(2, 2))
+    wrapped.register_buffer("weight", torch.ones(1))
+    with pytest.raises(ArgumentError, match=r"Two entries of the state dict become 'weight'.*'module.weight'"):
+        module_weights(wrapped)
 
 
 def test_find_non_finite() -> None:

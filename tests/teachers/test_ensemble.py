@@ -98,7 +98,7 @@ def test_nan_can_not_teach(store: SnapshotStore) -> None:
 
 
 def test_a_changed_file_is_not_loaded(store: SnapshotStore) -> None:
-    first, second = (store.folder / snapshot.file for snapshot in store.snapshots[:2])
+    first, second = (Path(store.folder / snapshot.file) for snapshot in store.snapshots[:2])
     first.write_bytes(second.read_bytes())
     with pytest.raises(SnapshotError, match="does not have the SHA-256"):
         TeacherEnsemble.load(store, store.snapshots, Project())

@@ -1,0 +1,267 @@
+"""One snapshot in host memory, laid out as the safetensors file that it becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_ckptkd.errors import ArgumentError, SnapshotError
+from lightning_ckptkd.snapshots.folders import Part
+from lightning_ckptkd.snapshots.weights import find_non_finite
+
+#: Storage types by the name that an option gives them.
+STORED_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+}
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a layout: its type and shape, and its place in the data, in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor lies in a safetensors file.
+
+    Attributes:
+        entries: Name to place, in the order of the file: wider types first, so that each tensor is aligned.
+        ties: Name of a tied tensor to the name under which it is stored, once.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return max((entry.stop for entry in self.entries.values()), default=0)
+
+    def header(self) -> bytes:
+        """The file's first part: its length, then names, types and places as JSON."""
+        document: dict[str, object] = {_METADATA: dict(sorted(self.ties.items()))} if self.ties else {}
+        for name, entry in self.entries.items():
+            document[name] = {
+                "dtype": _CODES[entry.dtype],
+                "shape": list(entry.shape),
+                "data_offsets": [entry.start, entry.stop],
+            }
+        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+
+def plan_layout(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Layout:
+    """Lay out tensors as a safetensors file.
+
+    Args:
+        weights: Name to tensor; a DTensor counts with its full shape.
+        dtype: What wider floating-point tensors are stored as; None stores all as they are.
+
+    Raises:
+        ArgumentError: If a tensor can't be stored; names its key.
+    """
+    for name, value in weights.items():
+        _check_storable(name, value)
+    ties = find_ties(weights)
+    types = {name: _stored_as(value, dtype) for name, value in weights.items() if name not in ties}
+    entries: dict[str, Entry] = {}
+    start = 0
+    for name in sorted(types, key=lambda name: (-types[name].itemsize, name)):
+        stop = start + weights[name].numel() * types[name].itemsize
+        entries[name] = Entry(types[name], tuple(weights[name].shape), start, stop)
+        start = stop
+    return Layout(entries, ties)
+
+
+def find_ties(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names whose tensors are the same memory as an earlier name's: name to the earlier one."""
+    first: dict[tuple[object, ...], str] = {}
+    ties: dict[str, str] = {}
+    for name, value in weights.items():
+        local = value.to_local() if isinstance(value, DTensor) else value
+        if local.numel() == 0:
+            continue
+        place = (local.device, local.data_ptr(), local.dtype, tuple(local.shape), local.stride(), tuple(value.shape))
+        if place in first:
+            ties[name] = first[place]
+        else:
+            first[place] = name
+    return ties
+
+
+class HostCopy:
+    """A copy of the weights in one piece of host memory, used again for one snapshot after another.
+
+    Args:
+        pinned: Whether the memory is page-locked, so that a GPU copies into it by itself.
+    """
+
+    def __init__(self, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None
+        self._sha256: str | None = None
+        self._hashing = threading.Lock()
+        self.layout = Layout()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors, as views of the memory."""
+        return {
+            name: self._memory[entry.start : entry.stop].view(entry.dtype).view(entry.shape)
+            for name, entry in self.layout.entries.items()
+        }
+
+    def reserve(self, layout: Layout) -> None:
+        """Make room for weights of this layout; what was held before is given up."""
+        if self._memory.numel() < layout.data_bytes:
+            self._memory = torch.empty(layout.data_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+        self.layout = layout
+        self._copied = None
+        self._sha256 = None
+
+    def fill(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights of the reserved layout.
+
+        Returns when they may be changed again, which for a GPU is before they have arrived. Sharded weights are
+        gathered one tensor at a time: their other ranks must call :func:`join_gathering`.
+        """
+        targets = self.tensors()
+        device = next((weights[name].device for name in targets if weights[name].is_cuda), None)
+        if device is None or not self._pinned:
+            _copy(weights, targets)
+        elif any(isinstance(value, DTensor) for value in weights.values()):
+            _copy(weights, targets)
+            self._copied = torch.cuda.current_stream(device).record_event()
+        else:
+            training, side = torch.cuda.current_stream(device), _side_stream(device)
+            side.wait_stream(training)
+            with torch.cuda.stream(side):
+                _copy(weights, targets)
+                self._copied = side.record_event()
+            # What comes next on the GPU (an optimiser step, an averaging callback) may change the weights in place.
+            # It waits there for the copy; this thread does not.
+            training.wait_event(self._copied)
+
+    def wait_until_copied(self) -> None:
+        """Wait for what a GPU still copies."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def matches(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether weights equal this copy, bit for bit."""
+        self.wait_until_copied()
+        return all(
+            torch.equal(_bits(mine), _bits(weights[name].detach().to(device="cpu", dtype=mine.dtype)))
+            for name, mine in self.tensors().items()
+        )
+
+    def parts(self) -> list[Part]:
+        """The safetensors file, in two pieces that follow each other.
+
+        Raises:
+            SnapshotError: If a tensor does not fit the type that it is stored as.
+        """
+        self.wait_until_copied()
+        halves = {name: value for name, value in self.tensors().items() if value.dtype == torch.float16}
+        if overflown := find_non_finite(halves):
+            raise SnapshotError(
+                f"{overflown!r} holds values beyond fp16 (or NaN), so the snapshot would be wrong. Use dtype='bf16', "
+                "or leave dtype out."
+            )
+        data = self._memory[: self.layout.data_bytes].numpy().data
+        return [self.layout.header(), data]
+
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal; reckoned once a copy, whichever thread asks first."""
+        with self._hashing:
+            if self._sha256 is None:
+                sha256 = hashlib.sha256()
+                for part in self.parts():
+                    sha256.update(part)
+                self._sha256 = sha256.hexdigest()
+            return self._sha256
+
+
+def read_ties(data: bytes) -> dict[str, str]:
+    """The tied names that a safetensors file's header tells: name to the name under which it is stored."""
+    (length,) = struct.unpack("<Q", data[:8])
+    metadata = json.loads(data[8 : 8 + length]).get(_METADATA, {})
+    return {name: stored for name, stored in metadata.items() if name != "format"}
+
+
+def join_gathering(weights: Mapping[str, Tensor], layout: Layout) -> None:
+    """What the other ranks do while one fills its copy from sharded weights."""
+    for name in layout.entries:
+        _full(weights[name])
+
+
+def _copy(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        target.copy_(_full(weights[name].detach()), non_blocking=True)
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+_side_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _side_streams:
+        _side_streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _side_streams[device]
+
+
+def _stored_as(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    narrower = dtype is not None and value.is_floating_point() and value.dtype.itemsize > dtype.itemsize
+    return dtype if narrower and dtype is not None else value.dtype
+
+
+def _bits(value: Tensor) -> Tensor:
+    """The tensor's bytes: NaN equals itself."""
+    return value.contiguous().flatten().view(torch.uint8)
+
+
+def _check_storable(name: str, value: Tensor) -> None:
+    if torch.nn.parameter.is_lazy(value):
+        raise ArgumentError(f"{name!r} has no shape yet: the lazy module was not run before its weights were taken.")
+    if value.is_meta or value.layout != torch.strided or value.is_quantized or value.dtype not in _CODES:
+        kind = "on the meta device" if value.is_meta else f"{value.layout}, {value.dtype}"
+        raise ArgumentError(
+            f"{name!r} can't be stored in a safetensors file ({kind}). Name a part without it with submodule='...'."
+        )
+    if name == _METADATA:
+        raise ArgumentError(f"A tensor can't be called {name!r} in a safetensors file; rename it.")
