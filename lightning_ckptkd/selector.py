@@ -24,7 +24,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.information.probe import collect_probe, first_samples
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
-from lightning_ckptkd.selecting import SelectionSettings, check_model, select_snapshots
+from lightning_ckptkd.selecting import SelectionSettings, check_model, remove_score_files, select_snapshots
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.weights import get_submodule
 
@@ -295,5 +295,6 @@ def _seed_all(seed: int) -> None:
 
 def _publish(store: SnapshotStore, selection: Selection) -> None:
     selection.write(store)
+    remove_score_files(store)
     report.draw_selection(selection, store)
     print(report.format_selection(selection, store))

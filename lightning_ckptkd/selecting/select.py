@@ -16,9 +16,10 @@ from lightning_ckptkd.information.scoring import describe_probe
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import choose, too_few
+from lightning_ckptkd.selecting.score_files import ScoreFiles
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer, check_snapshot
-from lightning_ckptkd.snapshots import Candidate, Selection, SnapshotStore
+from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot, SnapshotStore
 
 
 def select_snapshots(
@@ -33,7 +34,8 @@ def select_snapshots(
     """Score the snapshots of a harvest and choose among them.
 
     Each rank scores every n-th snapshot, and all get the same result: call it on every rank. The module is handed
-    back as it came: weights, modes and device.
+    back as it came: weights, modes and device. Scores are kept in the folder as they come, until
+    :func:`remove_score_files`: a selection that was interrupted goes on from them.
 
     Args:
         store: The harvest.
@@ -67,9 +69,10 @@ def select_snapshots(
         if not settings.needs_probe:
             return [check_snapshot(store, snapshot) for snapshot in bar]
         assert module is not None and probe is not None
+        files = ScoreFiles(store, settings, module, probe)
         with borrowed(module, device):
             scorer = SnapshotScorer(store, settings, module, probe, device)
-            return [scorer.score(snapshot) for snapshot in bar]
+            return [_score(scorer, files, snapshot) for snapshot in bar]
 
     scored = [candidate for part in on_all_ranks(score_own) for candidate in part]
     candidates = sorted(scored, key=lambda candidate: candidate.global_step)
@@ -83,3 +86,11 @@ def select_snapshots(
         candidates=tuple(candidates),
         chosen=chosen,
     )
+
+
+def _score(scorer: SnapshotScorer, files: ScoreFiles, snapshot: Snapshot) -> Candidate:
+    candidate = files.read(snapshot)
+    if candidate is None:
+        candidate = scorer.score(snapshot)
+        files.write(snapshot, candidate)
+    return candidate

@@ -93,7 +93,7 @@ class Selection:
             created=fields.text("created"),
             settings=fields.mapping("settings"),
             probe=fields.mapping("probe"),
-            candidates=tuple(_read_candidate(item) for item in fields.objects("snapshots")),
+            candidates=tuple(read_candidate(item) for item in fields.objects("snapshots")),
             chosen=tuple(str(name) for name in fields.items("chosen")),
         )
         if selection.run_id != store.manifest.run_id:
@@ -114,7 +114,12 @@ class Selection:
         return selection
 
 
-def _read_candidate(fields: Fields) -> Candidate:
+def read_candidate(fields: Fields) -> Candidate:
+    """A candidate from an untrusted JSON object.
+
+    Raises:
+        SnapshotError: If a field is wrong.
+    """
     return Candidate(
         file=fields.text("file"),
         sha256=fields.text("sha256"),

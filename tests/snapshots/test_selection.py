@@ -26,7 +26,7 @@ def test_round_trip(selected: Path) -> None:
     assert selection.rule == "spaced"
     assert selection.settings["num_teachers"] == 2
     assert [candidate.file for candidate in selection.candidates] == [snapshot.file for snapshot in store.snapshots]
-    selection.write(selected)
+    selection.write(SnapshotStore.open(selected))
     assert Selection.read(store) == selection
 
 
