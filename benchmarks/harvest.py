@@ -279,9 +279,9 @@ def quiet_trainer(
     )
 
 
-def idle_data() -> DataLoader[Tensor]:
+def idle_data(steps: int = BATCHES) -> DataLoader[Tensor]:
     """One epoch for an Idler."""
-    return DataLoader([torch.ones(1)] * BATCHES, batch_size=None)  # type: ignore[arg-type]
+    return DataLoader([torch.ones(1)] * steps, batch_size=None)  # type: ignore[arg-type]
 
 
 def tensor_bytes(module: nn.Module) -> int:
@@ -389,6 +389,7 @@ class Training:
         harvested: Whether it was harvested.
         seconds: Wall time of ``Trainer.fit``.
         process_seconds: CPU time of the process meanwhile.
+        others_seconds: CPU time of all else on the machine meanwhile, the kernel's writing of our files included.
         intervals: Seconds from one snapshot to the next, or between the same steps without.
         hooks: Seconds in each hook of the harvester.
         writer_seconds: CPU time of the harvester's thread.
@@ -397,6 +398,7 @@ class Training:
     harvested: bool
     seconds: float
     process_seconds: float
+    others_seconds: float
     intervals: list[float]
     hooks: dict[str, float]
     writer_seconds: float
@@ -416,6 +418,7 @@ class SettingResult:
     ratio: float
     ratio_of_intervals: float
     baseline_spread: float
+    others_share: float
     blocked_share: float
     blocked_and_writer_share: float
 
@@ -423,8 +426,9 @@ class SettingResult:
         """The lines of the table."""
         pairs = ", ".join(f"{ratio:.4f}" for ratio in self.pair_ratios)
         noise = f"pairs {pairs}; runs without harvest differ by {self.baseline_spread:.1%}"
-        undecided = self.baseline_spread > abs(self.ratio - OVERHEAD_TARGET)
-        noise += ", so this can't decide" if undecided else ""
+        noise += f"; other processes took {self.others_share:.1%} of the CPU"
+        if self.baseline_spread > abs(self.ratio - OVERHEAD_TARGET):
+            noise += "; TOO NOISY TO DECIDE"
         share, share_target = "of the run: training blocked", OVERHEAD_TARGET - 1
         intervals = f"{self.snapshots} snapshots a run, every {self.steps_between} steps"
         return [
@@ -496,19 +500,20 @@ def _setting_result(
         statistics.median(ratios),
         interval / plain_interval,
         (max(seconds) - min(seconds)) / statistics.median(seconds),
+        sum(run.others_seconds for run in runs) / sum(run.seconds for run in runs) / len(os.sched_getaffinity(0)),
         blocked / total,
         (blocked + writing) / total,
     )
 
 
 def step_seconds(options: Options) -> float:
-    """How long a step takes, from a run of three seconds or more; also the warm-up."""
-    steps = 4
-    while True:
-        seconds = train(options, steps, steps, harvested=False).seconds
-        if seconds >= 3:
-            return seconds / steps
+    """How long a step takes: the fastest of three runs of three seconds or more; also the warm-up."""
+    steps, seconds = 2, [0.0]
+    while seconds[0] < 3:
         steps *= 2
+        seconds = [train(options, steps, steps, harvested=False).seconds]
+    seconds += [train(options, steps, steps, harvested=False).seconds for _ in range(2)]
+    return min(seconds) / steps
 
 
 def train(options: Options, steps: int, between: int, harvested: bool) -> Training:
@@ -522,15 +527,24 @@ def train(options: Options, steps: int, between: int, harvested: bool) -> Traini
     callbacks = [writer, harvester] if harvested else []
     trainer = quiet_trainer(options.device, options.folder, callbacks, max_epochs=1, max_steps=steps)
     data = work_data(options.device, steps)
-    start, process_start = time.perf_counter(), time.process_time()
+    busy_start, process_start, start = machine_seconds(), time.process_time(), time.perf_counter()
     trainer.fit(module, data)
     if options.device.type == "cuda":
         torch.cuda.synchronize(options.device)
     seconds, process_seconds = time.perf_counter() - start, time.process_time() - process_start
+    others_seconds = max(0.0, machine_seconds() - busy_start - process_seconds)
     marks = module.starts[between - 1 :: between]
     intervals = [stop - start for start, stop in itertools.pairwise(marks)]
     shutil.rmtree(folder, ignore_errors=True)
-    return Training(harvested, seconds, process_seconds, intervals, clock.by_hook(), writer.seconds)
+    hooks = clock.by_hook()
+    return Training(harvested, seconds, process_seconds, others_seconds, intervals, hooks, writer.seconds)
+
+
+def machine_seconds() -> float:
+    """CPU time that everything on this machine has used, and that its host has taken from it."""
+    with Path("/proc/stat").open(encoding="utf-8") as lines:
+        user, nice, system, _idle, _waiting, *interrupts_and_stolen = map(int, lines.readline().split()[1:9])
+    return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
 
 
 def work_data(device: torch.device, steps: int) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -618,23 +632,24 @@ class HoldingsProbe(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0 and trainer.current_epoch in LEAK_SNAPSHOTS:
+        if trainer.global_step in LEAK_SNAPSHOTS:
             wait_until_written(self._harvest, trainer.global_step)
             time.sleep(SETTLE_SECONDS)
             gc.collect()
-            self.holdings.append(
-                Holdings(trainer.current_epoch, resident_bytes(), open_files(), sorted(thread_names()))
-            )
+            self.holdings.append(Holdings(trainer.global_step, resident_bytes(), open_files(), sorted(thread_names())))
 
 
 def measure_leaks(options: Options) -> LeaksResult:
-    """One run with a snapshot in each of many short epochs; all are kept."""
+    """One run with a snapshot after each of many short steps; all are kept.
+
+    Training is faster than the writer, so that both of the harvester's copies are in use before the first look.
+    """
     folder = options.folder / "leaks"
     module = Idler(nn.Linear(*LEAK_WIDTHS))
     probe = HoldingsProbe(folder)
-    callbacks = [probe, CheckpointHarvester(folder)]
-    trainer = quiet_trainer(options.device, options.folder, callbacks, max_epochs=max(LEAK_SNAPSHOTS) + 1)
-    trainer.fit(module, idle_data())
+    callbacks = [probe, CheckpointHarvester(folder, every_n_train_steps=1)]
+    trainer = quiet_trainer(options.device, options.folder, callbacks, max_epochs=1)
+    trainer.fit(module, idle_data(max(LEAK_SNAPSHOTS) + 1))
     first, last = probe.holdings[0], probe.holdings[-1]
     growth, model_bytes = last.resident_bytes - first.resident_bytes, tensor_bytes(module)
     return LeaksResult(
@@ -725,12 +740,15 @@ def parse_arguments() -> argparse.Namespace:
     option = parser.add_argument
     option("--part", choices=[*PARTS, "all"], default="all", help="what to measure")
     option("--seconds", type=float, default=60.0, help="overhead: about how long one run takes")
-    option("--pairs", type=int, default=3, help="overhead: runs with and without harvest, of each setting")
+    option("--pairs", type=int, default=3, help="overhead: runs with and without harvest of each setting, 2 or more")
     option("--rounds", type=int, default=20, help="block: snapshots of each kind that are counted, 2 or more")
     option("--device", choices=["cpu", "cuda"], default="cpu")
     option("--folder", type=Path, default=Path(), help="where a temporary folder is made; should be a real disk")
     option("--out", type=Path, default=Path("benchmarks/results/harvest.json"), help="file for all numbers")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if min(arguments.rounds, arguments.pairs) < 2:
+        parser.error("--rounds and --pairs should be 2 or more: one says nothing of the spread.")
+    return arguments
 
 
 def main() -> None:

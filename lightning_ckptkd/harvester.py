@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
@@ -21,7 +20,14 @@ from lightning_ckptkd.ranks import on_rank_zero
 from lightning_ckptkd.snapshots.cadence import Cadence
 from lightning_ckptkd.snapshots.fields import json_safe
 from lightning_ckptkd.snapshots.folders import open_folder
-from lightning_ckptkd.snapshots.host_copy import STORED_DTYPES, HostCopy, Layout, join_gathering, plan_layout
+from lightning_ckptkd.snapshots.host_copy import (
+    STORED_DTYPES,
+    HostCopy,
+    Layout,
+    is_sharded,
+    join_gathering,
+    plan_layout,
+)
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest
 from lightning_ckptkd.snapshots.recorder import Recorder
 from lightning_ckptkd.snapshots.retention import Retention
@@ -144,6 +150,9 @@ class CheckpointHarvester(Callback):
         self._last_step = self._position = trainer.global_step
         self._last_entry = {}
         self._waiting = False
+        weights = module_weights(pl_module, self.submodule)  # every rank: sharded modules need it
+        if not any(is_lazy(value) for value in weights.values()):  # what can't be harvested shows now
+            self.retention.check_room(self._plan(weights).data_bytes)
         self.folder = on_rank_zero(lambda: self._open(trainer, pl_module))
         self._active = True
         unstored, self._unstored = self._unstored, None
@@ -212,10 +221,7 @@ class CheckpointHarvester(Callback):
         return _join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, FOLDER_NAME)
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """Open the store and the thread that writes to it; what can't be harvested shows now, not after an epoch."""
-        weights = module_weights(pl_module, self.submodule)
-        if not any(is_lazy(value) for value in weights.values()):
-            self.retention.check_room(self._plan(weights).data_bytes)
+        """Open the store and the thread that writes to it."""
         assert self.folder is not None
         folder, resumed = self.folder, self._resumed_folder
         if self.dirpath is None and resumed is not None and _holds_run(resumed, self._run_id):
@@ -246,25 +252,28 @@ class CheckpointHarvester(Callback):
         module = harvested_module(pl_module, self._averaging)
         if module is None:
             return False
-        weights = module_weights(module, self.submodule)
-        copy: list[HostCopy] = []
+        weights = module_weights(module, self.submodule)  # every rank, as all that follows
+        copies: list[HostCopy] = []
 
-        def reserve() -> bool:
+        def reserve() -> Layout | None:
             assert self._recorder is not None
             self._tell(self._recorder.take_problems())
             try:
-                copy.append(self._recorder.reserve(self._plan(weights)))
+                layout = self._plan(weights)
+                copies.append(self._recorder.reserve(layout))
             except (CkptKDError, MemoryError, RuntimeError) as error:  # torch says RuntimeError where memory is short
                 self._tell([SnapshotError(f"the snapshot at step {entry['global_step']} is not taken: {error}")])
-            return bool(copy)
+                return None
+            return layout
 
-        if not on_rank_zero(reserve):
+        layout = on_rank_zero(reserve)
+        if layout is None:
             return False
         if self._recorder is not None:
-            copy[0].fill(weights)
-            self._recorder.commit(copy[0], after=self._position, retention=self.retention, **entry)
-        elif any(isinstance(value, DTensor) for value in weights.values()):
-            join_gathering(weights, self._plan(weights))
+            copies[0].fill(weights)
+            self._recorder.commit(copies[0], after=self._position, retention=self.retention, **entry)
+        elif is_sharded(weights):
+            join_gathering(weights, layout)
         self._last_entry = entry
         self._position = entry["global_step"]
         return True
@@ -293,9 +302,8 @@ class CheckpointHarvester(Callback):
         copy = None if step is None else recorder.unstored(step)
         module = harvested_module(pl_module, self._averaging)
         if copy is not None and module is not None and step == trainer.global_step:
-            weights = module_weights(module, self.submodule)
-            sharded = any(isinstance(value, DTensor) for value in weights.values())
-            if not sharded and copy.matches(weights):
+            whole = not is_sharded(dict(module.named_parameters()))
+            if whole and copy.matches(module_weights(module, self.submodule)):
                 return {"metrics": {}, **self._last_entry, "sha256": copy.sha256()}
         recorder.flush()
         return None

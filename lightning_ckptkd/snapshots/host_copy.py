@@ -121,6 +121,11 @@ def find_ties(weights: Mapping[str, Tensor]) -> dict[str, str]:
     return ties
 
 
+def is_sharded(weights: Mapping[str, Tensor]) -> bool:
+    """Whether no rank has all of the weights."""
+    return any(isinstance(value, DTensor) for value in weights.values())
+
+
 class HostCopy:
     """A copy of the weights in one piece of host memory, used again for one snapshot after another.
 
@@ -161,7 +166,7 @@ class HostCopy:
         device = next((weights[name].device for name in targets if weights[name].is_cuda), None)
         if device is None or not self._pinned:
             _copy(weights, targets)
-        elif any(isinstance(value, DTensor) for value in weights.values()):
+        elif is_sharded(weights):
             _copy(weights, targets)
             self._copied = torch.cuda.current_stream(device).record_event()
         else:

@@ -49,7 +49,7 @@ class Harvest:
 
 
 def make_harvest(folder: Path, run_id: str, seed: int) -> Harvest:
-    """Write a harvest of four snapshots, of 5 and 34 kB."""
+    """Write a harvest of four snapshots, of 4 and 28 kB."""
     weights: dict[str, Weights] = {}
     with SnapshotStore.create(folder, run_id, {"class_path": "project.Net", "hyper_parameters": {"lr": 0.1}}) as store:
         for epoch, width in enumerate(_WIDTHS):

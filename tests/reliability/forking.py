@@ -52,7 +52,7 @@ def wait(child: int, seconds: float = 60) -> int:
 
 
 def run_trials(module: str, *args: object, seconds: float = 600) -> dict[str, Any]:
-    """Run ``python -m tests.reliability.<module>`` in a fresh process; it prints its result as JSON on the last line."""
+    """Run ``python -m tests.reliability.<module>`` in a fresh process; it prints its result as JSON, last."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", f"tests.reliability.{module}", *map(str, args)]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=seconds)

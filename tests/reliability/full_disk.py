@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import signal
@@ -70,7 +69,7 @@ def fill(folder: Path, reason: str) -> None:
         assert committed < 1000
         check_harvest(folder, set(range(committed)), set(range(committed)))
         assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
-    os.unlink(ballast)
+    ballast.unlink()
     if committed:
         check_clean(folder)
 

@@ -124,7 +124,9 @@ def _interrupt_once(root: Path, interrupt: Interrupt, wanted: list[tuple[Any, di
         assert all(torch.equal(weights[name], expected[name]) for name in expected), f"{where}: {entry.label} differs"
     due = interrupt.epoch + (interrupt.place == "after the checkpoint")
     if interrupt.kind != "SIGKILL":  # Lightning minds SIGTERM only after the next batch, or the epoch's end
-        assert due <= len(before) <= due + (interrupt.kind == "SIGTERM"), f"{where}: {len(before)} snapshots of {due} were committed"
+        assert due <= len(before) <= due + (interrupt.kind == "SIGTERM"), (
+            f"{where}: {len(before)} snapshots of {due} were committed"
+        )
     assert wait(fork(lambda: train(root, None))) == 0, where
     after = _content(root / "harvest")
     assert [entry for entry, _ in after] == [entry for entry, _ in wanted], where

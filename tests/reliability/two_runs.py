@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def race_trials(count: int, seed: int = 0) -> dict[str, Any]:
             folder = Path(scratch) / f"race_{trial}"
             start = time.monotonic() + 0.05
             runs = ("run-a", "run-a" if trial % 2 else "run-b")
-            children = [fork(lambda i=i, run=run: _race(folder, i, run, start)) for i, run in enumerate(runs)]  # type: ignore[misc]
+            children = [fork(partial(_race, folder, i, run, start)) for i, run in enumerate(runs)]
             assert [wait(child) for child in children] == [0, 0]
             outcomes = [(folder.parent / f"{folder.name}_{i}").read_text() for i in range(2)]
             assert sorted(outcome == "won" for outcome in outcomes) == [False, True], outcomes
@@ -58,7 +58,7 @@ def _race(folder: Path, number: int, run_id: str, start: float) -> None:
         text = str(error)
     finished = outcome.with_suffix(".tmp")
     finished.write_text(text)
-    os.replace(finished, outcome)
+    finished.replace(outcome)
 
 
 if __name__ == "__main__":
