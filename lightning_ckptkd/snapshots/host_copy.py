@@ -263,7 +263,7 @@ def _bits(value: Tensor) -> Tensor:
 def _check_storable(name: str, value: Tensor) -> None:
     if torch.nn.parameter.is_lazy(value):
         raise ArgumentError(f"{name!r} has no shape yet: the lazy module was not run before its weights were taken.")
-    if value.is_meta or value.layout != torch.strided or value.is_quantized or value.dtype not in _CODES:
+    if value.is_meta or value.layout != torch.strided or value.dtype not in _CODES:
         kind = "on the meta device" if value.is_meta else f"{value.layout}, {value.dtype}"
         raise ArgumentError(
             f"{name!r} can't be stored in a safetensors file ({kind}). Name a part without it with submodule='...'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,10 +56,11 @@ class Retention:
 
 
 def least_missed(steps: Sequence[int]) -> int:
-    """The place of the snapshot whose loss leaves the smallest gap: an inner one, the earliest of equals.
+    """The place of the snapshot to drop so that the others stay evenly spread while training goes on.
 
-    Dropping it again and again while training adds new ones keeps every gap within twice the smallest, but for
-    the newest (each gap is at most the sum of two that were the smallest).
+    The second newest goes if it is nearer to its predecessor than any two before it are to each other; otherwise the
+    earliest of those with the nearest neighbours. With snapshots at equal distances, all gaps but the newest are then
+    either one stride or two.
 
     Args:
         steps: Two or more steps in rising order.
@@ -66,6 +68,10 @@ def least_missed(steps: Sequence[int]) -> int:
     Returns:
         An index of ``steps``, not the last; the first only if there are two.
     """
-    if len(steps) == 2:
-        return 0
-    return min(range(1, len(steps) - 1), key=lambda i: steps[i + 1] - steps[i - 1])
+    last = len(steps) - 1
+    if last < 3:
+        return last - 1
+    stride = min(later - earlier for earlier, later in itertools.pairwise(steps[: last - 1]))
+    if steps[last - 1] - steps[last - 2] < stride:
+        return last - 1
+    return min(range(1, last - 1), key=lambda i: steps[i + 1] - steps[i - 1])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -107,9 +109,9 @@ ODD_CHECKPOINTS: dict[str, Any] = {
     "hyper-parameters that are a tensor": document(hyper_parameters=torch.ones(2)),
     "hyper-parameters in themselves": document(hyper_parameters=cyclic()),
     "hyper-parameters without items": document(hyper_parameters=shadowed("items", {"lr": 0.1})),
-    "hyper-parameters that are deep": document(hyper_parameters=nested(900, 1)),
+    "hyper-parameters that are deep": document(hyper_parameters=nested(2000, 1)),
     "hyper-parameters that explode": document(hyper_parameters=nested(5, 10)),
-    "hyper-parameter of 256 MiB": document(hyper_parameters={"a": Reduced(bytearray, (2**28,))}),
+    "hyper-parameter of 16 MiB": document(hyper_parameters={"a": Reduced(bytearray, (2**24,))}),
     "callbacks without values": document(callbacks=shadowed("values", {"a": 1})),
     "score of two numbers": scored(torch.ones(2)),
     "score of 400 digits": scored(10**400),
@@ -132,7 +134,7 @@ MISHANDLED = {
     "hyper-parameters without items",
     "hyper-parameters that are deep",
     "hyper-parameters that explode",
-    "hyper-parameter of 256 MiB",
+    "hyper-parameter of 16 MiB",
     "callbacks without values",
     "score of two numbers",
     "score of 400 digits",
@@ -145,8 +147,12 @@ MISHANDLED = {
 )
 def test_odd_checkpoints_are_refused_or_harvested(kind: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)  # to write what is deep
     torch.save(ODD_CHECKPOINTS[kind], tmp_path / "checkpoints" / "odd.ckpt")
+    sys.setrecursionlimit(limit)
     start = time.perf_counter()
+    tracemalloc.start()
     try:
         harvest_checkpoints(tmp_path / "checkpoints", tmp_path / "harvest", progress=False)
     except CkptKDError:
@@ -156,6 +162,10 @@ def test_odd_checkpoints_are_refused_or_harvested(kind: str, tmp_path: Path) -> 
         assert (tmp_path / "harvest" / "manifest.json").stat().st_size < 2**20
         (weights,) = store.load(store.snapshots[0]).values()
         assert torch.equal(weights, torch.ones(2))
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 48 * 2**20
     assert time.perf_counter() - start < 1
 
 

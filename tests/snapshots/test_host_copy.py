@@ -1,0 +1,153 @@
+"""State dicts of all kinds: a bit-exact round trip through the store, or a refusal that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lightning_ckptkd import ArgumentError, SnapshotError, SnapshotStore
+from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout
+from lightning_ckptkd.snapshots.weights import load_into, module_weights
+from tests.projects import Project
+
+
+def copy_of(weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> HostCopy:
+    copy = HostCopy()
+    copy.reserve(plan_layout(weights, dtype))
+    copy.fill(weights)
+    return copy
+
+
+def round_trip(folder: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    with SnapshotStore.create(folder / "h", "run", {}) as store:
+        snapshot = store.commit(weights, epoch=0, global_step=1)
+    return SnapshotStore.open(folder / "h").load(snapshot)
+
+
+def bits(value: Tensor) -> bytes:
+    return bytes(value.detach().contiguous().flatten().view(torch.uint8).numpy())
+
+
+STATE_DICTS = {
+    "plain": lambda: module_weights(Project()),
+    "compiled": lambda: module_weights(torch.compile(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))),
+    "parallel": lambda: module_weights(nn.DataParallel(nn.Linear(3, 2))),
+    "bf16": lambda: module_weights(Project().bfloat16()),
+    "fp64 and complex": lambda: {"a": torch.randn(3, dtype=torch.float64), "b": torch.randn(2, dtype=torch.complex64)},
+    "integers": lambda: {str(kind): torch.tensor([1, 0, 3]).to(kind) for kind in INTEGERS},
+    "float8": lambda: {"a": torch.randn(5).to(torch.float8_e4m3fn), "b": torch.randn(3).to(torch.float8_e5m2)},
+    "not contiguous": lambda: {
+        "t": torch.randn(4, 6).T,
+        "strided": torch.randn(9)[::2],
+        "expanded": torch.ones(1).expand(5),
+    },
+    "channels last": lambda: {"w": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)},
+    "scalars and empty": lambda: {"s": torch.tensor(2.5), "e": torch.empty(0, 4), "f": torch.empty(3, 0)},
+    "not finite": lambda: {"a": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])},
+    "names": lambda: {"ünï.weight": torch.ones(2), 'a"b\\c': torch.zeros(1), "": torch.ones(1)},
+    "views of one tensor": lambda: (lambda whole: {"left": whole[:3], "right": whole[2:]})(torch.randn(6)),
+}
+INTEGERS = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STATE_DICTS)
+def test_a_round_trip_is_bit_exact(tmp_path: Path, kind: str) -> None:
+    weights = STATE_DICTS[kind]()
+    read = round_trip(tmp_path, weights)
+    assert read.keys() == weights.keys()
+    for name, value in weights.items():
+        assert (read[name].dtype, read[name].shape) == (value.dtype, value.shape)
+        assert bits(read[name]) == bits(value)
+
+
+@pytest.mark.parametrize("kind", STATE_DICTS)
+def test_the_file_is_what_the_safetensors_library_reads(kind: str) -> None:
+    weights = STATE_DICTS[kind]()
+    read = safetensors.torch.load(b"".join(copy_of(weights).parts()))
+    assert {name: bits(value) for name, value in read.items()} == {name: bits(weights[name]) for name in read}
+
+
+def test_the_file_is_byte_for_byte_what_the_library_writes() -> None:
+    weights = {name: value.contiguous() for name, value in module_weights(Project()).items()}
+    assert b"".join(copy_of(weights).parts()) == safetensors.torch.save(weights)
+
+
+def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(50, 8)
+            self.head = nn.Linear(8, 50, bias=False)
+            self.head.weight = self.embedding.weight
+
+    tied = Tied()
+    with SnapshotStore.create(tmp_path, "run", {}) as store:
+        snapshot = store.commit(module_weights(tied), epoch=0, global_step=1)
+    assert snapshot.size < 1.2 * tied.head.weight.nbytes
+    read = SnapshotStore.open(tmp_path).load(snapshot)
+    assert read["head.weight"] is read["embedding.weight"]
+    assert torch.equal(read["head.weight"], tied.head.weight)
+    other = Tied()
+    load_into(other, read, snapshot.file)
+    assert other.head.weight is other.embedding.weight
+    assert torch.equal(other.head.weight, tied.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (nn.LazyLinear(3).weight, "has no shape yet"),
+        (torch.empty(2, device="meta"), "on the meta device"),
+        (torch.eye(2).to_sparse(), "sparse_coo"),
+        (torch.ones(2, dtype=torch.complex128), "complex128"),
+    ],
+)
+def test_what_can_not_be_stored_is_refused_by_name(tmp_path: Path, value: Tensor, reason: str) -> None:
+    with SnapshotStore.create(tmp_path, "run", {}) as store:
+        kept = store.commit({"a": torch.ones(1)}, epoch=0, global_step=1)
+        with pytest.raises(ArgumentError, match=rf"'odd\.weight'.*{reason}"):
+            store.commit({"a": torch.ones(1), "odd.weight": value}, epoch=1, global_step=2)
+    assert SnapshotStore.open(tmp_path).snapshots == (kept,)
+
+
+def test_copies_are_taken_at_once_and_the_memory_is_used_again() -> None:
+    weights = {"a": torch.ones(1000), "b": torch.zeros(7)}
+    copy = copy_of(weights)
+    place = copy.tensors()["a"].data_ptr()
+    first = copy.sha256()
+    weights["a"].zero_()
+    assert bool(copy.tensors()["a"].eq(1).all())
+    assert not copy.matches(weights)
+    copy.reserve(plan_layout(weights))
+    copy.fill(weights)
+    assert copy.tensors()["a"].data_ptr() == place
+    assert copy.sha256() != first
+    assert copy.matches(weights)
+
+
+def test_a_copy_matches_nan_but_not_another_sign_of_zero() -> None:
+    weights = {"a": torch.tensor([float("nan"), 0.0])}
+    copy = copy_of(weights)
+    assert copy.matches(weights)
+    assert not copy.matches({"a": torch.tensor([float("nan"), -0.0])})
+
+
+def test_narrower_types(tmp_path: Path) -> None:
+    weights = {
+        **module_weights(Project()),
+        "double": torch.randn(3, dtype=torch.float64),
+        "half": torch.randn(3).half(),
+    }
+    stored = copy_of(weights, torch.bfloat16).tensors()
+    for name, value in weights.items():
+        wide = value.is_floating_point() and value.dtype != torch.float16
+        assert stored[name].dtype == (torch.bfloat16 if wide else value.dtype)
+        assert torch.equal(stored[name], value.to(stored[name].dtype))
+    with pytest.raises(SnapshotError, match=r"'a' holds values beyond fp16 .*Use dtype='bf16'"):
+        copy_of({"a": torch.tensor([1e6])}, torch.float16).parts()
