@@ -470,7 +470,7 @@ def measure_setting(name: str, threads: int, options: Options) -> SettingResult:
     """Pairs of runs in the order AB BA AB ..., after one run that says how long a step takes."""
     torch.set_num_threads(threads)
     between = max(1, round(SNAPSHOT_EVERY_SECONDS / step_seconds(options)))
-    snapshots = max(1, round(options.seconds / SNAPSHOT_EVERY_SECONDS))
+    snapshots = max(2, round(options.seconds / SNAPSHOT_EVERY_SECONDS))
     steps = snapshots * between + between // 2  # the last snapshot is not at the very end, where training waits for it
     runs: list[Training] = []
     for pair in range(options.pairs):

@@ -354,8 +354,9 @@ def _say_wait() -> None:
 
 
 def _warn(problem: CkptKDError) -> None:
+    what = str(problem).rstrip(".")
     rank_zero_warn(
-        f"CheckpointHarvester: {problem} Training goes on; the next snapshot is tried. on_error='raise' would end it."
+        f"CheckpointHarvester: {what}. Training goes on; the next snapshot is tried. on_error='raise' would end it."
     )
 
 

@@ -26,6 +26,7 @@ from lightning_ckptkd.information.probe import collect_probe, first_samples
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
 from lightning_ckptkd.selecting import SelectionSettings, check_model, remove_score_files, select_snapshots
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
+from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
 
 SPLITS = ("val", "train", "test")
@@ -123,6 +124,11 @@ class MISelector(Callback):
             raise ArgumentError(
                 f"probe_split={self.probe_split!r}: the run has no such data to score the snapshots on. Give the "
                 "Trainer or DataModule a validation dataloader, MISelector a probe= dataloader, or another probe_split."
+            )
+        if self.settings.needs_probe and is_sharded(dict(pl_module.named_parameters())):
+            raise ArgumentError(
+                "MISelector can't run a sharded module when fitting ends. Leave it out, or give a rule that goes by "
+                "position, and select afterwards on one device: `ckptkd select` on the folder of the harvest."
             )
         if self.settings.needs_probe and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with isolate_rng():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 
 from lightning_ckptkd.errors import ArgumentError
 
 _SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+_NOT_THESE = (DeepSpeedStrategy,)  # a kind of DDPStrategy whose weights are spread over the ranks
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -18,7 +19,7 @@ def check_strategy(trainer: Trainer) -> None:
     Raises:
         ArgumentError: Names the strategy and the remedy.
     """
-    if not isinstance(trainer.strategy, _SUPPORTED):
+    if not isinstance(trainer.strategy, _SUPPORTED) or isinstance(trainer.strategy, _NOT_THESE):
         raise ArgumentError(
             f"strategy={type(trainer.strategy).__name__}: weights are harvested on one device, under DDPStrategy and "
             "under ModelParallelStrategy (FSDP2: torch's fully_shard in configure_model). Use one of these, or convert "

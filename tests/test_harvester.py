@@ -1,21 +1,36 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore
-from lightning_ckptkd.snapshots import Snapshot
+from lightning_ckptkd import (
+    ArgumentError,
+    CheckpointHarvester,
+    DistillationModule,
+    MISelector,
+    SnapshotError,
+    SnapshotStore,
+)
+from lightning_ckptkd.snapshots import Selection, Snapshot
+from lightning_ckptkd.snapshots.host_copy import HostCopy
+from lightning_ckptkd.strategies import check_strategy
 from tests.projects import DigitsData, ManualProject, Project, digits, make_trainer, own_callbacks
+from tests.reliability.faults import watched_disk
 
 
 def fit(root: Path, *callbacks: Any, project: Project | None = None, **options: Any) -> Trainer:
@@ -309,3 +324,203 @@ def test_odd_hyper_parameters_and_relative_folders(tmp_path: Path, monkeypatch: 
     saved = SnapshotStore.open("h").manifest.source["hyper_parameters"]
     assert saved["0"] == "zero"
     assert "print" in saved["call"]
+
+
+@contextlib.contextmanager
+def full_disk(from_call: int) -> Iterator[None]:
+    def fail(call: int, name: str) -> None:
+        if call >= from_call and name == "write":
+            raise OSError(28, "No space left on device")
+
+    with watched_disk(fail):
+        yield
+
+
+def test_training_survives_a_full_disk_and_says_so(tmp_path: Path) -> None:
+    with full_disk(from_call=70), pytest.warns(UserWarning, match="Training goes on") as warned:
+        trainer = fit(tmp_path, CheckpointHarvester(tmp_path / "h"))
+    assert trainer.current_epoch == 4
+    message = next(str(item.message) for item in warned if "CheckpointHarvester" in str(item.message))
+    assert "No space left on device" in message
+    assert re.search(r"h/\S+ could not be written.* needs \d+ bytes, \d+ are free there\. Make room", message)
+    store = SnapshotStore.open(tmp_path / "h")
+    assert 1 <= len(store.snapshots) < 4
+    assert all(store.load(snapshot) for snapshot in store.snapshots)
+
+
+def test_a_full_disk_ends_the_run_where_that_is_asked_for(tmp_path: Path) -> None:
+    harvester = CheckpointHarvester(tmp_path / "h", on_error="raise")
+    with full_disk(from_call=70), pytest.raises(SnapshotError, match=r"No space left on device\. It needs \d+ bytes"):
+        fit(tmp_path, harvester)
+    store = SnapshotStore.open(tmp_path / "h")
+    assert all(store.load(snapshot) for snapshot in store.snapshots)
+    SnapshotStore.create(tmp_path / "h", store.manifest.run_id, {}).close()  # the lock was given back
+
+
+def test_room_in_memory_that_can_not_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(HostCopy, "reserve", refuse)
+    with pytest.warns(UserWarning, match=r"the snapshot at step \d+ is not taken: no memory\. Training goes on"):
+        trainer = fit(tmp_path, CheckpointHarvester(tmp_path / "h"))
+    assert trainer.current_epoch == 4
+
+
+def test_keep_and_dtype(tmp_path: Path) -> None:
+    fit(
+        tmp_path,
+        CheckpointHarvester(tmp_path / "last", keep_last=2),
+        CheckpointHarvester(tmp_path / "half", dtype="bf16"),
+    )
+    assert epochs_of(tmp_path / "last") == [2, 3]
+    last, half = SnapshotStore.open(tmp_path / "last"), SnapshotStore.open(tmp_path / "half")
+    assert half.manifest.source["dtype"] == "bf16"
+    whole, narrow = last.load(last.snapshots[-1]), half.load(half.snapshots[-1])
+    for name, value in whole.items():
+        assert torch.equal(narrow[name], value.bfloat16() if value.is_floating_point() else value)
+    budget = 3 * last.snapshots[0].size
+    fit(tmp_path, CheckpointHarvester(tmp_path / "budget", keep_bytes=budget), max_epochs=7)
+    assert epochs_of(tmp_path / "budget") == [0, 4, 6]
+    assert sum(path.stat().st_size for path in (tmp_path / "budget").glob("*.safetensors")) <= budget
+    with pytest.raises(ArgumentError, match=r"keep_bytes=10 is less than one snapshot needs"):
+        fit(tmp_path, CheckpointHarvester(tmp_path / "tiny", keep_bytes=10))
+    with pytest.raises(ArgumentError, match="dtype should be one of bf16, fp16 or None, got 'int8'"):
+        CheckpointHarvester(dtype="int8")
+    with pytest.raises(ArgumentError, match="on_error should be warn or raise, got 'ignore'"):
+        CheckpointHarvester(on_error="ignore")
+
+
+def test_averaged_weights(tmp_path: Path) -> None:
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    class FromSecondEpoch(EMAWeightAveraging):
+        def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+            return step_idx is not None and step_idx >= 4
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            average = averaging._average_model.module.state_dict()
+            seen[trainer.current_epoch] = {name: value.clone() for name, value in average.items()}
+
+    averaging = FromSecondEpoch(decay=0.5)
+    raw = CheckpointHarvester(tmp_path / "raw")
+    fit(tmp_path, averaging, CheckpointHarvester(tmp_path / "ema", averaged=True), raw, Watch())
+    ema, trained = SnapshotStore.open(tmp_path / "ema"), SnapshotStore.open(tmp_path / "raw")
+    assert [snapshot.epoch for snapshot in ema.snapshots] == [1, 2, 3], "there is no average in the first epoch"
+    assert ema.manifest.source["averaged"] is True
+    for snapshot in ema.snapshots:
+        weights = ema.load(snapshot)
+        assert all(torch.equal(weights[name], value) for name, value in seen[snapshot.epoch].items())
+    last, own = ema.load(ema.snapshots[-1]), trained.load(trained.snapshots[-1])
+    assert not torch.equal(last["classifier.weight"], own["classifier.weight"])
+
+
+def test_averaged_weights_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="averaged=True: the Trainer has no WeightAveraging"):
+        fit(tmp_path, CheckpointHarvester(tmp_path / "h", averaged=True))
+    with pytest.raises(ArgumentError, match="EMAWeightAveraging comes after CheckpointHarvester"):
+        fit(tmp_path, CheckpointHarvester(tmp_path / "h", averaged=True), EMAWeightAveraging())
+    assert not (tmp_path / "h").exists()
+
+
+def test_tied_weights(tmp_path: Path) -> None:
+    class Tied(Project):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = self.classifier
+
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), project=Tied(), max_epochs=1)
+    store = SnapshotStore.open(tmp_path / "h")
+    weights = store.load(store.snapshots[0])
+    assert weights["same.weight"] is weights["classifier.weight"]
+
+
+def test_a_strategy_that_was_never_tested_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"strategy=DeepSpeedStrategy: weights are harvested on one device, under DDP"
+    ):
+        check_strategy(SimpleNamespace(strategy=DeepSpeedStrategy.__new__(DeepSpeedStrategy)))  # type: ignore[arg-type]
+    check_strategy(make_trainer(tmp_path))
+
+
+def test_a_remote_folder(tmp_path: Path) -> None:
+    url = "memory://harvests/run"
+    fit(tmp_path, CheckpointHarvester(url))
+    store = SnapshotStore.open(url)
+    assert [snapshot.epoch for snapshot in store.snapshots] == [0, 1, 2, 3]
+    MISelector(rule="spaced", num_teachers=2).select(url, progress=False)
+    chosen = Selection.read(store).chosen
+    assert len(chosen) == 2
+    student = Project(channels=2)
+    module = DistillationModule(student, Project(), url, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    make_trainer(tmp_path, max_epochs=1).fit(module, DigitsData())
+
+
+def test_a_second_run_in_a_folder_that_is_being_written(tmp_path: Path) -> None:
+    class Second(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 0:
+                before = sorted((tmp_path / "h").iterdir())
+                with pytest.raises(SnapshotError, match="is being written by another Trainer of this process"):
+                    fit(tmp_path, CheckpointHarvester(tmp_path / "h"))
+                assert sorted((tmp_path / "h").iterdir()) == before
+
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), Second(), max_epochs=2)
+    assert epochs_of(tmp_path / "h") == [0, 1]
+
+
+def test_weights_that_move_before_a_checkpoint_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint of a step holds other weights than its snapshot, so it must wait for the snapshot."""
+    committed: list[int] = []
+
+    class Moves(Project):
+        def on_train_epoch_end(self) -> None:
+            super().on_train_epoch_end()
+            self.classifier.weight.data.add_(1)
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            committed.append(len(SnapshotStore.open(tmp_path / "h").snapshots))
+            assert all(state["unstored"] is None for key, state in checkpoint["callbacks"].items() if "Harv" in key)
+
+    real = SnapshotStore.commit
+    monkeypatch.setattr(SnapshotStore, "commit", lambda *a, **k: (time.sleep(0.2), real(*a, **k))[1])
+    own = ModelCheckpoint(dirpath=tmp_path / "own", save_top_k=-1, filename="{epoch}", save_on_train_epoch_end=True)
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, project=Moves(), max_epochs=2, enable_checkpointing=True)
+    assert committed == [1, 2]
+
+
+def test_a_checkpoint_tells_of_a_snapshot_that_is_still_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    class Watch(Project):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            told.extend(state["unstored"] for key, state in checkpoint["callbacks"].items() if "Harv" in key)
+
+    real = SnapshotStore.commit
+    monkeypatch.setattr(SnapshotStore, "commit", lambda *a, **k: (time.sleep(0.3), real(*a, **k))[1])
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_on_train_epoch_end=True)
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, project=Watch(), max_epochs=1, enable_checkpointing=True)
+    (snapshot,) = SnapshotStore.open(tmp_path / "h").snapshots
+    assert told[0]["sha256"] == snapshot.sha256
+    assert (told[0]["epoch"], told[0]["global_step"], told[0]["metrics"]) == (0, 4, snapshot.metrics)
+
+
+def test_a_checkpoint_without_the_snapshots_weights_does_not_make_a_wrong_one(tmp_path: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_on_train_epoch_end=True)
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=1, enable_checkpointing=True)
+    store = SnapshotStore.open(tmp_path / "h")
+    Path(store.folder / store.snapshots[0].file).unlink()
+    (tmp_path / "h" / "manifest.json").unlink()
+    path = tmp_path / "own" / "epoch=0.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    (key,) = (key for key in checkpoint["callbacks"] if "Harvester" in key)
+    entry = {"epoch": 0, "global_step": 4, "learning_rate": 0.1, "metrics": {}, "sha256": "0" * 64}
+    checkpoint["callbacks"][key]["unstored"] = entry
+    torch.save(checkpoint, path)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=2, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match=r"the snapshot at step 4 is not stored: .*they are not those of the snapshot"):
+        trainer.fit(Project(), DigitsData(), ckpt_path=path)
+    assert epochs_of(tmp_path / "h") == [1]

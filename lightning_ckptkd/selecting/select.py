@@ -20,6 +20,7 @@ from lightning_ckptkd.selecting.score_files import ScoreFiles
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer, check_snapshot
 from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot, SnapshotStore
+from lightning_ckptkd.snapshots.fields import shown
 
 
 def select_snapshots(
@@ -52,7 +53,8 @@ def select_snapshots(
         ArgumentError: If the module or the probe does not suit the settings.
     """
     if settings.needs_probe and (module is None or probe is None):
-        source = store.manifest.source.get("class_path") or "a class that the manifest does not name"
+        named = store.manifest.source.get("class_path")
+        source = shown(named) if named else "a class that the manifest does not name"
         missing = f"the model that was trained, {source}" if module is None else "data to probe it with"
         raise ArgumentError(
             f"rule={settings.rule!r} runs the snapshots and needs {missing}. Give both (`ckptkd select` takes "

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from lightning_ckptkd.errors import SnapshotError
+
+_QUOTED = 80  # characters that a message quotes of what it found
+_MAX_DEPTH, _MAX_ITEMS, _MAX_TEXT = 20, 10_000, 100_000
 
 
 class Fields:
@@ -27,13 +33,13 @@ class Fields:
         self._where = where
 
     def _wrong(self, key: str, wanted: str) -> SnapshotError:
-        got = repr(self._document[key])[:80] if key in self._document else "nothing"
+        got = shown(self._document[key]) if key in self._document else "nothing"
         return SnapshotError(f"{self._where}: {key!r} should be {wanted} but is {got}.")
 
     def text(self, key: str) -> str:
         """The string at ``key``."""
         value = self._document.get(key)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not is_text(value):
             raise self._wrong(key, "a string")
         return value
 
@@ -57,6 +63,11 @@ class Fields:
             raise self._wrong(key, "a finite number or null")
         return float(value)
 
+    def plain(self, key: str) -> dict[str, Any]:
+        """The object at ``key``, as plain JSON that can be written again."""
+        found: dict[str, Any] = json_safe(self.mapping(key))
+        return found
+
     def mapping(self, key: str) -> dict[str, Any]:
         """The object at ``key``."""
         value = self._document.get(key)
@@ -76,9 +87,9 @@ class Fields:
             raise self._wrong(key, "an array")
         return value
 
-    def objects(self, key: str) -> list[Fields]:
-        """The array of objects at ``key``."""
-        return [Fields(item, f"{self._where}: {key!r}[{i}]") for i, item in enumerate(self.items(key))]
+    def objects(self, key: str) -> Iterator[Fields]:
+        """The objects of the array at ``key``, one after another."""
+        return (Fields(item, f"{self._where}: {key!r}[{i}]") for i, item in enumerate(self.items(key)))
 
     def header(self, format_name: str, version: int) -> None:
         """Check the two fields that say what the file is.
@@ -88,9 +99,10 @@ class Fields:
         """
         if self._document.get("format") != format_name:
             raise self._wrong("format", repr(format_name))
-        if self._document.get("version") != version:
+        found = self._document.get("version")
+        if found != version or isinstance(found, bool):
             raise SnapshotError(
-                f"{self._where} is of version {self._document.get('version')!r}; this lightning_ckptkd reads version "
+                f"{self._where} is of version {shown(found)}; this lightning_ckptkd reads version "
                 f"{version}. Use the release that wrote it, or harvest again."
             )
 
@@ -102,14 +114,58 @@ def _is_finite(value: float) -> bool:
         return False
 
 
+def is_text(value: object) -> bool:
+    """Whether ``value`` is a string that can be written as UTF-8."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def shown(value: object) -> str:
+    """What a message quotes of something untrusted: little, and no control characters."""
+    if isinstance(value, str):
+        value = value[:_QUOTED]
+    if isinstance(value, int) and abs(value) >= 10**_QUOTED:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (list, dict)):
+        return f"{type(value).__name__} of {len(value)}"
+    return repr(value)[:_QUOTED]
+
+
 def json_safe(value: Any) -> Any:
-    """``value`` as plain JSON: numbers that are not finite become null, unknown objects their shortened ``repr``."""
-    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+    """``value`` as plain JSON of a bounded size.
+
+    Numbers that are not finite become null, unknown objects the name of their type, and what lies deeper than 20
+    levels or beyond 10,000 items, three dots.
+    """
+    return _json_safe(value, _MAX_DEPTH, [_MAX_ITEMS])
+
+
+def _json_safe(value: Any, depth: int, room: list[int]) -> Any:
+    room[0] -= 1
+    if depth < 0 or room[0] < 0:
+        return "..."
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        return int(value) if abs(value) < 10**_QUOTED else shown(value)
+    if isinstance(value, str):
+        return str(value)[:_MAX_TEXT] if is_text(value) else repr(value)[:_MAX_TEXT]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):  # by dict's own methods: what is unpickled may shadow them
+        items = itertools.islice(dict.items(value), max(room[0], 0))
+        return {str(_json_safe(key, depth - 1, room)): _json_safe(item, depth - 1, room) for key, item in items}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [json_safe(item) for item in value]
-    return repr(value)[:200]
+        return [_json_safe(item, depth - 1, room) for item in itertools.islice(value, max(room[0], 0))]
+    if isinstance(value, Mapping):
+        return _json_safe(dict(value), depth, room)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"<{type(value).__module__}.{type(value).__qualname__}>"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
+from lightning_ckptkd.snapshots.fields import is_text, shown
 from lightning_ckptkd.snapshots.folders import Part
 from lightning_ckptkd.snapshots.weights import find_non_finite
 
@@ -222,8 +223,8 @@ class HostCopy:
 def read_ties(data: bytes) -> dict[str, str]:
     """The tied names that a safetensors file's header tells: name to the name under which it is stored."""
     (length,) = struct.unpack("<Q", data[:8])
-    metadata = json.loads(data[8 : 8 + length]).get(_METADATA, {})
-    return {name: stored for name, stored in metadata.items() if name != "format"}
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get(_METADATA, {})
+    return dict(metadata)
 
 
 def join_gathering(weights: Mapping[str, Tensor], layout: Layout) -> None:
@@ -234,7 +235,7 @@ def join_gathering(weights: Mapping[str, Tensor], layout: Layout) -> None:
 
 def _copy(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     for name, target in targets.items():
-        target.copy_(_full(weights[name].detach()), non_blocking=True)
+        target.copy_(_full(Tensor.detach(weights[name])), non_blocking=True)
 
 
 def _full(value: Tensor) -> Tensor:
@@ -268,5 +269,5 @@ def _check_storable(name: str, value: Tensor) -> None:
         raise ArgumentError(
             f"{name!r} can't be stored in a safetensors file ({kind}). Name a part without it with submodule='...'."
         )
-    if name == _METADATA:
-        raise ArgumentError(f"A tensor can't be called {name!r} in a safetensors file; rename it.")
+    if name == _METADATA or not is_text(name):
+        raise ArgumentError(f"A tensor can't be called {shown(name)} in a safetensors file; rename it.")

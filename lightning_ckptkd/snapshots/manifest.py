@@ -49,7 +49,7 @@ class Manifest:
     """What a harvest's folder holds; the file ``manifest.json``.
 
     Attributes:
-        run_id: The training run that the snapshots come from.
+        run_id: The training run that the snapshots come from; untrusted, as all that is read.
         created: Time of the first commit, UTC, ISO 8601.
         source: What was harvested: class path and hyper-parameters where they are known, the submodule.
         packages: Versions of the packages that wrote the harvest.
@@ -95,8 +95,8 @@ class Manifest:
         return cls(
             run_id=fields.text("run_id"),
             created=fields.text("created"),
-            source=fields.mapping("source"),
-            packages=fields.mapping("packages"),
+            source=fields.plain("source"),
+            packages=fields.plain("packages"),
             snapshots=snapshots,
         )
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_ckptkd.errors import SnapshotError
-from lightning_ckptkd.snapshots.fields import Fields
+from lightning_ckptkd.snapshots.fields import Fields, shown
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
 SELECTION_NAME = "selection.json"
@@ -91,14 +91,15 @@ class Selection:
             run_id=fields.text("run_id"),
             rule=fields.text("rule"),
             created=fields.text("created"),
-            settings=fields.mapping("settings"),
-            probe=fields.mapping("probe"),
+            settings=fields.plain("settings"),
+            probe=fields.plain("probe"),
             candidates=tuple(read_candidate(item) for item in fields.objects("snapshots")),
             chosen=tuple(str(name) for name in fields.items("chosen")),
         )
         if selection.run_id != store.manifest.run_id:
             raise SnapshotError(
-                f"{where} was made for the run {selection.run_id}, but the folder holds {store.manifest.run_id}; "
+                f"{where} was made for the run {shown(selection.run_id)}, but the folder holds "
+                f"{shown(store.manifest.run_id)}; "
                 f"select again: `ckptkd select {store.folder}`."
             )
         hashes = {candidate.file: candidate.sha256 for candidate in selection.candidates}
@@ -106,7 +107,7 @@ class Selection:
         for name in selection.chosen:
             if name not in known or hashes.get(name) != known[name]:
                 raise SnapshotError(
-                    f"{where} chooses {name!r}, which the manifest does not have (or has with another hash); "
+                    f"{where} chooses {shown(name)}, which the manifest does not have (or has with another hash); "
                     f"select again: `ckptkd select {store.folder}`."
                 )
         if not selection.chosen:

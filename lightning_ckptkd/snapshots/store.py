@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.folders import Folder, open_folder
 from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout, read_ties
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot
@@ -231,8 +232,8 @@ def _read_own_manifest(folder: Folder, run_id: str) -> Manifest | None:
     manifest = Manifest.read(folder)
     if manifest.run_id != run_id:
         raise SnapshotError(
-            f"{folder} already holds {len(manifest.snapshots)} snapshots of another run ({manifest.run_id}); this run "
-            f"is {run_id}. Nothing was written. Choose another dirpath, or resume that run with ckpt_path."
+            f"{folder} already holds {len(manifest.snapshots)} snapshots of another run ({shown(manifest.run_id)}); "
+            f"this run is {run_id!r}. Nothing was written. Choose another dirpath, or resume that run with ckpt_path."
         )
     return manifest
 

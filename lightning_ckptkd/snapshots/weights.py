@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
+from lightning_ckptkd.snapshots.fields import shown
 
 _COMPILED = "_orig_mod."  # torch.compile wraps a module and puts this before its names
 _PARALLEL = "module."  # so do these two
@@ -85,6 +86,8 @@ def select_weights(
     prefix = "" if submodule is None else _unwrap(submodule + ".", wrappers)
     weights: dict[str, Tensor] = {}
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise ArgumentError(f"The state dict has the key {shown(key)}, which is no name.")
         name = _unwrap(key, wrappers)
         if not name.startswith(prefix):
             continue

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from lightning_ckptkd import CheckpointHarvester
+from lightning_ckptkd import CheckpointHarvester, CkptKDError, MISelector
 from tests.processes.two_ranks import InOrder, Teacher
 from tests.projects import make_trainer
 
@@ -31,9 +31,6 @@ class ShardedTeacher(Teacher):
             fully_shard(self.net[1], mesh=self.device_mesh["data_parallel"])
             fully_shard(self, mesh=self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
-
 
 class Gather(Callback):
     """Saves what torch itself gathers, at each epoch's end."""
@@ -48,15 +45,28 @@ class Gather(Callback):
             torch.save(state, self.root / f"gathered_{trainer.current_epoch}.pt")
 
 
+def make_strategy(devices: int) -> Any:
+    return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1) if devices > 1 else "auto"
+
+
 def main(devices: int, root: Path) -> None:
     seed_everything(0, verbose=False)
-    strategy = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1) if devices > 1 else "auto"
+    strategy = make_strategy(devices)
     own = ModelCheckpoint(dirpath=root / "own", filename="{epoch}", save_top_k=-1)
     callbacks = [CheckpointHarvester(root / "harvest"), Gather(root), own]
     trainer = make_trainer(
         root, *callbacks, max_epochs=3, devices=devices, strategy=strategy, enable_checkpointing=True
     )
-    trainer.fit(ShardedTeacher(), InOrder(batch_size=32 // devices, train_size=256))
+    data = InOrder(batch_size=32 // devices, train_size=256)
+    trainer.fit(ShardedTeacher(), data)
+    if devices > 1:
+        selecting = make_trainer(
+            root, CheckpointHarvester(root / "refused"), MISelector(), devices=2, strategy=make_strategy(2)
+        )
+        try:
+            selecting.fit(ShardedTeacher(), data)
+        except CkptKDError as error:
+            (root / f"refusal_{trainer.global_rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_the_lock_keeps_others_out_and_is_given_back(tmp_path: Path) -> None:
         assert "is being written by the run 'run' (process" in held
         assert "Nothing was written. Choose another dirpath" in held
         commit(store, 0)
-    assert "already holds 1 snapshots of another run (run)" in _lock_in_another_process(tmp_path)
+    assert "already holds 1 snapshots of another run ('run')" in _lock_in_another_process(tmp_path)
     SnapshotStore.create(tmp_path, "run", {}).close()
 
 

@@ -34,7 +34,7 @@ def test_round_trip(selected: Path) -> None:
     ("changes", "message"),
     [
         ({"version": 9}, "is of version 9"),
-        ({"run_id": "another"}, "was made for the run another"),
+        ({"run_id": "another"}, "was made for the run 'another'"),
         ({"chosen": []}, "chooses no snapshot"),
         ({"chosen": ["../../etc/passwd"]}, "which the manifest does not have"),
         ({"snapshots": [{}]}, "'file' should be a string but is nothing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_ckptkd.errors import SnapshotError
 from lightning_ckptkd.snapshots.folders.base import Folder, Part, is_plain_name, run_tag
 from lightning_ckptkd.snapshots.folders.local import LocalFolder
 from lightning_ckptkd.snapshots.folders.remote import RemoteFolder
@@ -17,11 +18,14 @@ def open_folder(location: str | Path | Folder) -> Folder:
     """The folder at a path or an fsspec URL such as ``s3://bucket/run/snapshots``; nothing is made or read.
 
     Raises:
-        SnapshotError: If the URL's scheme is unknown or needs a package that is not installed.
+        SnapshotError: If the path can't be one, or if the URL's scheme is unknown or needs a package that is
+            missing.
     """
     if isinstance(location, Folder):
         return location
     text = str(location)
+    if "\0" in text:
+        raise SnapshotError(f"{text!r} can't be a folder: it has a NUL character.")
     for scheme in _LOCAL_SCHEMES:
         if text.startswith(scheme):
             text = text[len(scheme) :]

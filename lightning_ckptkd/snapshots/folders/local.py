@@ -123,8 +123,9 @@ class LocalFolder(Folder):
                 raise SnapshotError(f"{path} is not a regular file; restore it from a copy.")
             self._check_size(name, status.st_size, size, limit)
             return _read_all(descriptor, status.st_size)
-        except OSError as error:
-            raise SnapshotError(f"{path} can't be read: {error.strerror}. Restore it from a copy.") from error
+        except (OSError, MemoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "memory is too small for it"
+            raise SnapshotError(f"{path} can't be read: {reason}. Restore it from a copy.") from error
         finally:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
