@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_ckptkd import SnapshotStore
+
 
 def digits(start: int, stop: int) -> TensorDataset:
     data = load_digits()
@@ -140,3 +142,8 @@ def write_fashion_mnist(root: Path) -> None:
     for packed in raw.glob("*.gz"):
         with gzip.open(packed) as source, packed.with_suffix("").open("wb") as target:
             shutil.copyfileobj(source, target)
+
+
+def to_write(harvest: Path) -> SnapshotStore:
+    """A harvest, opened to be written on by its own run."""
+    return SnapshotStore.create(harvest, SnapshotStore.open(harvest).manifest.run_id, {})

@@ -108,7 +108,7 @@ def test_select_on_a_harvest_alone(fitted: Path) -> None:
 def test_select_without_a_model(fitted: Path) -> None:
     folder = str(fitted / "snapshots")
     assert main(["select", folder, "--rule=half"]).rule == "half"
-    with pytest.raises(ArgumentError, match=r"needs the model that was trained, lightning_ckptkd\.zoo"):
+    with pytest.raises(ArgumentError, match=r"needs the model that was trained, 'lightning_ckptkd\.zoo"):
         main(["select", folder])
     with pytest.raises(ArgumentError, match="give the folder of a harvest"):
         main(["select"])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,8 +23,12 @@ from lightning_ckptkd import (
     SnapshotStore,
     TeacherError,
 )
-from lightning_ckptkd.snapshots import Selection
-from tests.projects import DigitsData, Project, digits, make_trainer
+from lightning_ckptkd.information.probe import collect_probe
+from lightning_ckptkd.selecting import SelectionSettings
+from lightning_ckptkd.selecting.score_files import ScoreFiles
+from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
+from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot
+from tests.projects import DigitsData, Project, digits, make_trainer, to_write
 
 
 def probe(start: int = 1000, stop: int = 1200) -> DataLoader[Any]:
@@ -31,11 +37,11 @@ def probe(start: int = 1000, stop: int = 1200) -> DataLoader[Any]:
 
 def spoil(folder: Path, index: int) -> str:
     """Put NaN into a snapshot, as a diverged run would have."""
-    store = SnapshotStore.open(folder)
-    snapshot = store.snapshots[index]
-    weights = store.load(snapshot)
-    weights["classifier.bias"][0] = float("nan")
-    return store.commit(weights, epoch=snapshot.epoch, global_step=snapshot.global_step).file
+    with to_write(folder) as store:
+        snapshot = store.snapshots[index]
+        weights = store.load(snapshot)
+        weights["classifier.bias"][0] = float("nan")
+        return store.commit(weights, epoch=snapshot.epoch, global_step=snapshot.global_step).file
 
 
 def test_when_fitting_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,12 +178,12 @@ def test_nan_is_excluded_and_never_chosen(harvest: Path) -> None:
 
 
 def test_features_that_overflow_are_excluded(harvest: Path) -> None:
-    store = SnapshotStore.open(harvest)
-    weights = {
-        name: value * 1e30 if value.is_floating_point() else value
-        for name, value in store.load(store.snapshots[0]).items()
-    }
-    store.commit(weights, epoch=0, global_step=store.snapshots[0].global_step)
+    with to_write(harvest) as store:
+        weights = {
+            name: value * 1e30 if value.is_floating_point() else value
+            for name, value in store.load(store.snapshots[0]).items()
+        }
+        store.commit(weights, epoch=0, global_step=store.snapshots[0].global_step)
     selection = MISelector().select(harvest, Project(), probe(), progress=False)
     assert selection.candidates[0].excluded == "its features or logits on the probe set are not finite"
 
@@ -304,7 +310,9 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_missing_without_a_run(harvest: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"needs the model that was trained, tests\.projects\.Project\. Give both"):
+    with pytest.raises(
+        ArgumentError, match=r"needs the model that was trained, 'tests\.projects\.Project'\. Give both"
+    ):
         MISelector().select(harvest, None, probe(), progress=False)
     with pytest.raises(ArgumentError, match="needs data to probe it with"):
         MISelector().select(harvest, Project(), None, progress=False)
@@ -391,3 +399,72 @@ def test_images_of_bytes(tmp_path: Path) -> None:
     selector = MISelector()
     make_trainer(tmp_path, CheckpointHarvester(), selector, max_epochs=1).fit(Bytes(), loader, loader)
     assert selector.selection is not None
+
+
+def test_selecting_after_a_fit_that_was_cut_short(tmp_path: Path) -> None:
+    class Crash(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyError("crash")
+
+    whole = MISelector(num_teachers=1)
+    make_trainer(tmp_path, CheckpointHarvester(tmp_path / "whole"), whole, max_epochs=2).fit(Project(), DigitsData())
+    seed_everything(0, verbose=False)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "cut"), MISelector(num_teachers=1), Crash())
+    with pytest.raises(KeyError, match="crash"):
+        trainer.fit(Project(), DigitsData())
+    assert not (tmp_path / "cut" / "selection.json").exists()
+    cut = MISelector(num_teachers=1).select(tmp_path / "cut", Project(), DigitsData().val_dataloader(), progress=False)
+    assert whole.selection is not None
+    for a, b in zip(cut.candidates, whole.selection.candidates, strict=True):
+        assert replace(a, file="") == replace(b, file="")
+
+
+def test_a_selection_that_was_interrupted_goes_on(harvest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+    real = SnapshotScorer.score
+
+    def score(self: SnapshotScorer, snapshot: Snapshot) -> Candidate:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(snapshot.epoch)
+        return real(self, snapshot)
+
+    def select(**settings: Any) -> Selection:
+        return MISelector(**settings).select(harvest, Project(), probe(), progress=False)
+
+    monkeypatch.setattr(SnapshotScorer, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        select()
+    assert len(list(harvest.glob("score-*.json"))) == 2
+    monkeypatch.setattr(
+        SnapshotScorer, "score", lambda self, snapshot: (scored.append(snapshot.epoch), real(self, snapshot))[1]
+    )
+    resumed = select(num_teachers=2, normalisation="minmax")
+    assert scored == [0, 1, 2, 3]
+    assert not list(harvest.glob("score-*.json")), "the choice itself is on disk"
+    fresh = select(num_teachers=2, normalisation="minmax")
+    assert scored == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert fresh.candidates == resumed.candidates
+
+
+@pytest.mark.parametrize("change", ["settings", "probe", "model", "weights", "damage"])
+def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SnapshotStore.open(harvest)
+    settings, samples = SelectionSettings(), collect_probe(probe(), 100, 0)
+    snapshot, candidate = store.snapshots[0], Candidate(store.snapshots[0].file, store.snapshots[0].sha256, 0, 4)
+    ScoreFiles(store, settings, Project(), samples).write(snapshot, candidate)
+    assert ScoreFiles(store, settings, Project(), samples).read(snapshot) == candidate
+    model: nn.Module = Project()
+    if change == "settings":
+        settings = SelectionSettings(seed=1)
+    elif change == "probe":
+        samples = collect_probe(probe(), 100, 1)
+    elif change == "model":
+        model = Project(channels=4)
+    elif change == "weights":
+        snapshot = replace(snapshot, sha256=snapshot.sha256[:16] + "0" * 48)
+    else:
+        (path,) = harvest.glob("score-*.json")
+        path.write_text(path.read_text()[:-20])
+    assert ScoreFiles(store, settings, model, samples).read(snapshot) is None

@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.folders import Folder, open_folder
 from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout, read_ties
@@ -39,7 +39,7 @@ class SnapshotStore:
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._held = contextlib.ExitStack()
+        self._held: contextlib.ExitStack | None = None  # the lock, where the store may write
 
     @classmethod
     def open(cls, folder: str | Path | Folder) -> Self:
@@ -93,7 +93,9 @@ class SnapshotStore:
 
     def close(self) -> None:
         """Give the lock back; nothing can be written afterwards."""
-        self._held.close()
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
 
     def __enter__(self) -> Self:
         return self
@@ -140,9 +142,10 @@ class SnapshotStore:
             sha256: What the file must hash to, if that is known.
 
         Raises:
-            ArgumentError: If a tensor can't be stored.
+            ArgumentError: If a tensor can't be stored, or the store was opened to read.
             SnapshotError: If a file can't be written or the hash is another; the snapshots are then as before.
         """
+        self._check_writable()
         if not isinstance(weights, HostCopy):
             copy = HostCopy()
             copy.reserve(plan_layout(weights))
@@ -205,6 +208,7 @@ class SnapshotStore:
 
     def _replace(self, snapshots: list[Snapshot]) -> None:
         """Make these the harvest's snapshots; files that are no longer named go last."""
+        self._check_writable()
         before = self.manifest.files
         manifest = replace(self.manifest, snapshots=tuple(snapshots))
         try:
@@ -219,6 +223,12 @@ class SnapshotStore:
         self.manifest = manifest
         for name in before - manifest.files:
             self.folder.remove(name)
+
+    def _check_writable(self) -> None:
+        if self._held is None:
+            raise ArgumentError(
+                f"{self.folder} was opened to read, or is closed: use SnapshotStore.create, which takes the lock."
+            )
 
     def _is_leftover(self, name: str) -> bool:
         """Whether a file is a snapshot that this run wrote but did not commit, or dropped but did not remove."""

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from lightning_ckptkd import SnapshotError, SnapshotStore
 from lightning_ckptkd.snapshots import Snapshot
+from tests.reliability.harvests import scratch_folder
 
 Weights = dict[str, Tensor]
 
@@ -203,11 +203,10 @@ def _bits(value: Tensor) -> Tensor:
 
 
 def main(trials: str, count: int, seed: int) -> None:
-    """Run trials in a temporary folder and print what came of them."""
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        done = {"damage": damage_trials, "clean": clean_trials}[trials](Path(folder), count, seed)
-    print(f"{trials}: {done} of {count} in {time.perf_counter() - start:.1f} s")
+    """Run trials in a temporary folder and print what came of them as JSON."""
+    run, outcome = {"damage": (damage_trials, "detected"), "clean": (clean_trials, "clean")}[trials]
+    with scratch_folder() as folder:
+        print(json.dumps({"trials": count, outcome: run(Path(folder), count, seed)}))
 
 
 if __name__ == "__main__":

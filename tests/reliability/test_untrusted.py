@@ -15,7 +15,9 @@ import torch
 
 from lightning_ckptkd import CkptKDError, MISelector, SnapshotError, SnapshotStore, harvest_checkpoints
 from tests.reliability.corruption import clean_trials, damage_trials
-from tests.reliability.hostile import fuzz_manifests, hostile_checkpoints, hostile_names
+from tests.reliability.hostile_checkpoints import hostile_checkpoints
+from tests.reliability.hostile_manifests import fuzz_manifests
+from tests.reliability.hostile_names import hostile_names
 
 
 def test_damage_is_found_before_a_tensor_is_made(tmp_path: Path) -> None:
@@ -33,8 +35,8 @@ def test_mutated_manifests(tmp_path: Path) -> None:
     assert result.memory_growth_bytes < 200 * 2**20
 
 
-def test_names_and_links_that_lead_elsewhere(tmp_path: Path) -> None:
-    assert hostile_names(tmp_path, 200, seed=0) == 200
+def test_names_and_links_that_lead_elsewhere() -> None:
+    assert hostile_names(200, seed=0) == 200
 
 
 def test_code_in_checkpoints_is_not_run() -> None:

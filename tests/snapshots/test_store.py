@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_ckptkd import SnapshotError, SnapshotStore
+from lightning_ckptkd import ArgumentError, SnapshotError, SnapshotStore
 from lightning_ckptkd.snapshots.folders import open_folder
 
 
@@ -215,3 +215,16 @@ def test_links_are_not_written_through_and_a_failed_write_leaves_nothing(
     with pytest.raises(SnapshotError, match="could not be written"):
         open_folder(harvest).write("other.json", [b"new"], "tag")
     assert sorted(path.name for path in harvest.iterdir()) == before
+
+
+def test_a_store_that_was_opened_to_read_does_not_write(harvest: Path) -> None:
+    store = SnapshotStore.open(harvest)
+    closed = SnapshotStore.create(harvest, store.manifest.run_id, {})
+    closed.close()
+    before = {path.name: path.read_bytes() for path in harvest.iterdir()}
+    for writer in (store, closed):
+        with pytest.raises(ArgumentError, match="was opened to read, or is closed: use SnapshotStore"):
+            writer.commit(weights(), epoch=9, global_step=99)
+        with pytest.raises(ArgumentError, match="was opened to read"):
+            writer.forget_after(0)
+    assert {path.name: path.read_bytes() for path in harvest.iterdir()} == before

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore, TeacherError
 from lightning_ckptkd.teachers import TeacherEnsemble
-from tests.projects import DigitsData, Project, digits, make_trainer
+from tests.projects import DigitsData, Project, digits, make_trainer, to_write
 
 X = digits(0, 16).tensors[0]
 
@@ -92,7 +92,8 @@ def test_snapshots_that_do_not_fit_are_named(store: SnapshotStore) -> None:
 def test_nan_can_not_teach(store: SnapshotStore) -> None:
     weights = store.load(store.snapshots[0])
     weights["classifier.weight"][0, 0] = float("inf")
-    spoilt = store.commit(weights, epoch=0, global_step=store.snapshots[0].global_step)
+    with to_write(Path(store.folder.location)) as writer:
+        spoilt = writer.commit(weights, epoch=0, global_step=store.snapshots[0].global_step)
     with pytest.raises(TeacherError, match=rf"{spoilt.file} holds NaN or infinity in 'classifier.weight'"):
         TeacherEnsemble.load(store, [spoilt], Project())
 

@@ -1,0 +1,157 @@
+"""Mutation check: each fsync, hash check, lock and guard is taken out in turn; a test must fail for each.
+
+``python -m benchmarks.mutations [--out FILE]`` works on a copy of the package and the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_PACKAGE = "lightning_ckptkd"
+_STORE, _LOCAL, _LOCK = "snapshots/store.py", "snapshots/folders/local.py", "snapshots/folders/lock.py"
+_TESTS = {
+    "store": "tests/snapshots/test_store.py",
+    "folders": "tests/snapshots/test_folders.py",
+    "copy": "tests/snapshots/test_host_copy.py",
+    "recorder": "tests/snapshots/test_recorder.py",
+    "weights": "tests/snapshots/test_weights.py",
+    "takeover": "tests/snapshots/test_takeover.py",
+    "harvester": "tests/test_harvester.py",
+    "selector": "tests/test_selector.py",
+    "ensemble": "tests/teachers/test_ensemble.py",
+    "untrusted": "tests/reliability/test_untrusted.py",
+    "power loss": "tests/reliability/test_faults.py::test_power_loss",
+    "errors": "tests/reliability/test_faults.py::test_every_call_fails",
+    "kills": "tests/reliability/test_faults.py::test_killed_at_every_call",
+    "ranks": "tests/reliability/test_faults.py::test_one_of_two_ranks_fails",
+    "interruptions": "tests/reliability/test_faults.py::test_interrupted_and_resumed",
+}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One guard, what takes it out, and the tests that should notice."""
+
+    guard: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = [
+    Mutation("fsync of a file", _LOCAL, "                    os.fsync(descriptor)\n", "", ("power loss",)),
+    Mutation("fsync of the folder", _LOCAL, "            _sync(self.path)\n", "", ("power loss",)),
+    Mutation("fsync of a new folder's parent", _LOCAL, "                _sync(path.parent)\n", "", ("folders",)),
+    Mutation("new file for each write", _LOCAL, "os.O_CREAT | os.O_EXCL", "os.O_CREAT", ("power loss",)),
+    Mutation("temporary file goes on failure", _LOCAL, "                    os.unlink(temporary)\n", "                    pass\n", ("store", "errors")),
+    Mutation("no link is followed", _LOCAL, "os.O_RDONLY | os.O_NOFOLLOW", "os.O_RDONLY", ("store", "untrusted")),
+    Mutation("regular files only", _LOCAL, "if not stat.S_ISREG(status.st_mode):", "if False:", ("store", "untrusted")),
+    Mutation("memory error on reading", _LOCAL, "except (OSError, MemoryError) as error:", "except OSError as error:", ("untrusted",)),
+    Mutation("plain names on reading", "snapshots/folders/base.py", "if not is_plain_name(name):", "if False:", ("untrusted",)),
+    Mutation("plain names in the manifest", "snapshots/manifest.py", "if not is_plain_name(snapshot.file) or not", "if not", ("store",)),
+    Mutation("size on reading", "snapshots/folders/base.py", "if size is not None and found != size:", "if False:", ("store",)),
+    Mutation("limit of JSON files", "snapshots/folders/base.py", "limit=_MAX_JSON_BYTES", "limit=None", ("folders",)),
+    Mutation("hash on loading", _STORE, "if hashlib.sha256(data).hexdigest() != snapshot.sha256:", "if False:", ("store", "untrusted")),
+    Mutation("hash of a snapshot made up for", _STORE, "if sha256 not in (None, found):", "if False:", ("harvester",)),
+    Mutation("writers only write", _STORE, "if self._held is None:", "if False:", ("store",)),
+    Mutation("another run's manifest", _STORE, "if manifest.run_id != run_id:", "if False:", ("store", "folders")),
+    Mutation("leftovers are cleaned", _STORE, "            folder.clean(manifest.tag, store._is_leftover)\n", "", ("folders", "kills")),
+    Mutation("only the run's own leftovers", _STORE, "and match[1] == self.manifest.tag", "and True", ("folders",)),
+    Mutation("only the run's own temporary files", _LOCAL, "temporary[1] == tag", "True", ("folders",)),
+    Mutation("state is looked up after a failure", _STORE, "self.manifest = Manifest.read(self.folder)", "pass", ("errors", "store")),
+    Mutation("lock between processes", _LOCK, "fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", ("folders",)),
+    Mutation("lock within a process", _LOCK, "if key in _held_here:", "if False:", ("folders",)),
+    Mutation("lock is given back", _LOCK, "            _held_here.discard(key)\n", "            pass\n", ("folders",)),
+    Mutation("remote upload is whole", "snapshots/folders/remote.py", "if found != needed:", "if False:", ("folders",)),
+    Mutation("remote lock", "snapshots/folders/remote.py", "if holder != run_id:", "if False:", ("folders",)),
+    Mutation("fp16 overflow", "snapshots/host_copy.py", "if overflown := find_non_finite(halves):", "if overflown := None:", ("copy",)),
+    Mutation("what can't be stored", "snapshots/host_copy.py", "        _check_storable(name, value)\n", "        pass\n", ("copy",)),
+    Mutation("names that collide", "snapshots/weights.py", "        if name in weights:", "        if False:", ("weights",)),
+    Mutation("two copies at most", "snapshots/recorder.py", "_COPIES = 2", "_COPIES = 99", ("recorder",)),
+    Mutation("errors of the thread are kept", "snapshots/recorder.py", "except Exception as error:  # it", "except ZeroDivisionError as error:  # it", ("recorder",)),
+    Mutation("a checkpoint waits for other weights", "harvester.py", "        recorder.flush()\n        return None\n", "        return None\n", ("harvester",)),
+    Mutation("a checkpoint compares the weights", "harvester.py", "if whole and copy.matches(module_weights(module, self.submodule)):", "if whole:", ("harvester",)),
+    Mutation("a killed snapshot is made up for", "harvester.py", "            self._take(pl_module, unstored)", "            pass", ("interruptions",)),
+    Mutation("training waits for the last snapshot", "harvester.py", "        recorder.close()\n        self._tell(", "        self._tell(", ("recorder", "harvester")),
+    Mutation("metrics before a checkpoint", "harvester.py", '        """See to it that a run resumed from this checkpoint has every snapshot before it."""\n        self._record_metrics(trainer)\n', "", ("harvester", "interruptions")),
+    Mutation("a rank's error reaches all", "ranks.py", "        if message is not None:", "        if False:", ("ranks",)),
+    Mutation("missing ranks are named", "ranks.py", 'return f"{_name(missing)} died or hangs"', 'return "a rank died or hangs"', ("ranks",)),
+    Mutation("weights_only", "snapshots/takeover.py", "weights_only=True)", "weights_only=False)", ("takeover", "untrusted")),
+    Mutation("weights as large as their file", "snapshots/takeover.py", "                _check_size(weights, path)\n", "", ("untrusted",)),
+    Mutation("errors of unpickled objects", "snapshots/takeover.py", "    except Exception as error:\n        raise SnapshotError(\n            f\"{path} can't be taken over", "    except ZeroDivisionError as error:\n        raise SnapshotError(\n            f\"{path} can't be taken over", ("untrusted",)),
+    Mutation("bounded hyper-parameters", "snapshots/fields.py", "    if depth < 0 or room[0] < 0:", "    if False:", ("untrusted",)),
+    Mutation("NaN is not scored", "selecting/snapshot_scorer.py", "_as_candidate(snapshot, find_non_finite(weights))", "_as_candidate(snapshot, None)", ("selector",)),
+    Mutation("NaN is not ranked", "selecting/snapshot_scorer.py", "if not all(bool(torch.isfinite(part).all()) for part in parts):", "if False:", ("selector",)),
+    Mutation("NaN does not teach", "teachers/ensemble.py", "if name is not None:", "if False:", ("ensemble",)),
+    Mutation("scores of other weights", "selecting/score_files.py", "return candidate if same else None", "return candidate", ("selector",)),
+]  # fmt: skip
+
+
+def main() -> None:
+    """Run the check and write which test file noticed each mutation."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="part of a guard's name")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mutations.json"))
+    options = parser.parse_args()
+    repository = Path(__file__).parent.parent
+    results: dict[str, str | None] = {}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ckptkd-") as scratch:
+        copy = Path(scratch) / "copy"
+        for name in (_PACKAGE, "tests", "configs"):
+            shutil.copytree(repository / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(repository / "pyproject.toml", copy)
+        for mutation in MUTATIONS:
+            if options.only and options.only not in mutation.guard:
+                continue
+            results[mutation.guard] = _try(copy, mutation)
+            print(f"{mutation.guard}: {results[mutation.guard] or 'NOT NOTICED'}", flush=True)
+    if options.only is None:
+        missed = [guard for guard, noticed in results.items() if noticed is None]
+        document = {
+            "command": "python -m benchmarks.mutations",
+            "cores": os.cpu_count(),
+            "seconds": round(time.monotonic() - start),
+            "mutations": len(results),
+            "noticed": len(results) - len(missed),
+            "not_noticed": missed,
+            "noticed_by": results,
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _try(copy: Path, mutation: Mutation) -> str | None:
+    """The test file that failed, or None."""
+    path = copy / _PACKAGE / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise SystemExit(f"{mutation.guard}: {mutation.file} holds {mutation.old!r} {text.count(mutation.old)} times")
+    path.write_text(text.replace(mutation.old, mutation.new))
+    try:
+        for name in mutation.tests:
+            tests = _TESTS[name]
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+            environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=900)
+            if done.returncode == 1:
+                return tests
+            if done.returncode != 0:
+                raise SystemExit(f"{mutation.guard}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    finally:
+        path.write_text(text)
+    return None
+
+
+if __name__ == "__main__":
+    main()

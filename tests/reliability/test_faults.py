@@ -1,0 +1,45 @@
+"""The experiments of docs/reliability.md at counts that take seconds; benchmarks/reliability.py runs them in full."""
+
+from __future__ import annotations
+
+from tests.reliability.disk_errors import error_trials
+from tests.reliability.forking import run_trials
+from tests.reliability.interruptions import EPOCHS, KINDS
+from tests.reliability.power_loss import power_loss_trials
+
+
+def test_killed_at_every_call() -> None:
+    result = run_trials("kills", 240, 0)
+    assert result["places"] < result["trials"] == 240, "every place at least once"
+    assert result["snapshots_found"] > 400
+
+
+def test_every_call_fails() -> None:
+    result = error_trials()
+    assert result["trials"] == 8 * result["calls"] > 900
+    assert result["refused"] > 0.9 * result["trials"]
+
+
+def test_a_disk_that_is_really_full() -> None:
+    assert run_trials("full_disk", 4, 0)["trials"] == 4
+
+
+def test_power_loss() -> None:
+    result = power_loss_trials(600)
+    assert result["old"] > 100
+    assert result["new"] > 30
+
+
+def test_two_runs_start_together() -> None:
+    assert run_trials("two_runs", 6, 0) == {"trials": 6, "one_won": 6}
+
+
+def test_one_of_two_ranks_fails() -> None:
+    assert run_trials("rank_faults", 1, 0)["trials"] == 18
+
+
+def test_interrupted_and_resumed() -> None:
+    """Each of ten epochs by each of four ways: the harvest is that of an uninterrupted run, bit for bit."""
+    result = run_trials("interruptions", 1, 0)
+    assert result["trials"] == EPOCHS * len(KINDS)
+    assert result["made_up_for_from_the_checkpoint"] > 0
