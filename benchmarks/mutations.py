@@ -86,7 +86,7 @@ MUTATIONS = [
     Mutation("metrics before a checkpoint", "harvester.py", '        """See to it that a run resumed from this checkpoint has every snapshot before it."""\n        self._record_metrics(trainer)\n', "", ("harvester", "interruptions")),
     Mutation("a rank's error reaches all", "ranks.py", "        if message is not None:", "        if False:", ("ranks",)),
     Mutation("missing ranks are named", "ranks.py", 'return f"{_name(missing)} died or hangs"', 'return "a rank died or hangs"', ("ranks",)),
-    Mutation("weights_only", "snapshots/takeover.py", "weights_only=True)", "weights_only=False)", ("takeover", "untrusted")),
+    Mutation("weights_only", "snapshots/takeover.py", "map_location=\"cpu\", weights_only=True)", "map_location=\"cpu\", weights_only=False)", ("takeover", "untrusted")),
     Mutation("weights as large as their file", "snapshots/takeover.py", "                _check_size(weights, path)\n", "", ("untrusted",)),
     Mutation("errors of unpickled objects", "snapshots/takeover.py", "    except Exception as error:\n        raise SnapshotError(\n            f\"{path} can't be taken over", "    except ZeroDivisionError as error:\n        raise SnapshotError(\n            f\"{path} can't be taken over", ("untrusted",)),
     Mutation("bounded hyper-parameters", "snapshots/fields.py", "    if depth < 0 or room[0] < 0:", "    if False:", ("untrusted",)),

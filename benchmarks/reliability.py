@@ -1,6 +1,7 @@
 """The reliability experiments at full count: ``python -m benchmarks.reliability [--only NAME ...] [--out FILE]``.
 
 Each runs in a process of its own; a part that fails stops the command. The tests run the same at smaller counts.
+``--table`` runs nothing and prints the table of docs/reliability.md from the file.
 """
 
 from __future__ import annotations
@@ -35,12 +36,84 @@ EXPERIMENTS: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
+#: What is done, by experiment, and what came of it; the names in braces are fields of the result.
+_ROWS = {
+    "kills": (
+        "SIGKILL before the n-th call to the disk, {places} places",
+        "{trials}",
+        "nothing lost, leftovers cleaned",
+    ),
+    "disk_errors": (
+        "each of {calls} calls fails with ENOSPC, EIO, EACCES, EDQUOT, once and for ever",
+        "{trials}",
+        "{refused} refused by one clear error, {survived} of no consequence",
+    ),
+    "full_disk": (
+        "a disk that is really full",
+        "{trials}",
+        "{of_these_on_a_tmpfs} on a tmpfs, the rest by a size limit",
+    ),
+    "power_loss": (
+        "power loss at each of {operations} operations; what is not synced dropped, reordered, torn",
+        "{states}",
+        "the old manifest {old} times, the new {new} times, otherwise none yet; never a mix",
+    ),
+    "damage": (
+        "bit flips, cuts, extensions, zeroed ranges, swapped files",
+        "{trials}",
+        "{detected} detected before a tensor",
+    ),
+    "clean_loads": ("loads of undamaged snapshots", "{trials}", "{clean} bit-exact, no false alarm"),
+    "hostile_manifests": (
+        "mutated manifests and selections",
+        "{accepted}+{refused}",
+        "accepted + refused; slowest {slowest_seconds:.2f} s, memory +{megabytes:.0f} MB",
+    ),
+    "hostile_names": (
+        "names, links, pipes and devices that lead elsewhere",
+        "{trials}",
+        "all refused, nothing opened outside",
+    ),
+    "hostile_checkpoints": (
+        "hostile .ckpt files",
+        "{refused}",
+        "all refused, no code run; {executing} run code without the guard; slowest {slowest_seconds:.2f} s",
+    ),
+    "two_runs": ("two runs start in one folder at the same moment", "{trials}", "one won in {one_won}"),
+    "rank_faults": (
+        "one of two gloo ranks raises, dies or hangs in each of six phases",
+        "{trials}",
+        "both end; slowest {slowest_end_seconds} s with a limit of {time_limit_seconds} s",
+    ),
+    "interruptions": (
+        "exception, Ctrl-C, SIGTERM, SIGKILL in each of 10 epochs at three places, then resumed",
+        "{trials}",
+        "all equal an uninterrupted run; {made_up_for_from_the_checkpoint} times from the checkpoint",
+    ),
+}
+
+
+def make_table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = ["| experiment | trials | outcome | minutes |", "|---|---:|---|---:|"]
+    for name, cells in _ROWS.items():
+        result = results[name]
+        numbers = {**result, "megabytes": result.get("memory_growth_bytes", 0) / 2**20}
+        texts = [cell.format(**numbers) for cell in cells]
+        lines.append(f"| {' | '.join(texts)} | {result['seconds'] / 60:.1f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the experiments and add their results to the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reliability.json"))
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if options.table:
+        print(make_table(json.loads(options.out.read_text())))
+        return
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     results["machine"] = {
         "cores": os.cpu_count(),

@@ -8,11 +8,7 @@ from typing import Any
 
 
 class Watch:
-    """Notes the audit events that it is told to, while it is entered.
-
-    Args:
-        describe: An event and its arguments to what is noted of it, or None.
-    """
+    """Notes what ``describe`` says of each audit event while it is entered, unless that is None."""
 
     def __init__(self, describe: Callable[[str, tuple[Any, ...]], str | None]) -> None:
         self.noted: list[str] = []
@@ -21,8 +17,7 @@ class Watch:
         sys.addaudithook(self._hook)
 
     def __enter__(self) -> None:
-        self.noted = []
-        self._active = True
+        self.noted, self._active = [], True
 
     def __exit__(self, *_: object) -> None:
         self._active = False

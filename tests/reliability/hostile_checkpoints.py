@@ -1,14 +1,10 @@
-"""Checkpoints that hold code, lie about their size or are none: each is refused, and nothing else happens.
-
-``python -m tests.reliability.hostile_checkpoints COUNT SEED`` runs the trials in this process.
-"""
+"""Checkpoints that hold code, lie about their size or are none: each is refused, and nothing else happens."""
 
 from __future__ import annotations
 
 import builtins
 import contextlib
 import ctypes
-import functools
 import importlib
 import io
 import marshal
@@ -24,9 +20,9 @@ import time
 import timeit
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.jit.unsupported_tensor_ops
@@ -34,93 +30,60 @@ import torch.utils.collect_env
 
 from lightning_ckptkd import ArgumentError, SnapshotError, harvest_checkpoints
 from tests.reliability.audit import Watch
-from tests.reliability.forking import main, run_trials
+from tests.reliability.forking import main
 from tests.reliability.harvests import scratch_folder
 
 
-@dataclass(frozen=True)
-class CheckpointResult:
-    """What came of hostile checkpoints.
-
-    Attributes:
-        trials: How many there were.
-        refused: How many ended in an error of this package without any effect.
-        executing: How many of them run code where they are read without the guard.
-        slowest_seconds: The longest that a refusal took.
-    """
-
-    trials: int
-    refused: int
-    executing: int
-    slowest_seconds: float
-
-
-@dataclass(frozen=True)
-class _Hostile:
-    """One hostile checkpoint.
-
-    Attributes:
-        kind: What it is, for messages.
-        content: The file.
-        event: How the audit event of the code in it begins; None where there is none.
-    """
+class _Hostile(NamedTuple):
+    """A hostile checkpoint; ``event`` is how the audit event of its code begins, None where it holds none."""
 
     kind: str
     content: bytes
     event: str | None = None
 
 
-def hostile_checkpoints(count: int, seed: int) -> CheckpointResult:
+def hostile_checkpoints(count: int, seed: int = 0) -> dict[str, Any]:
     """Take over ``count`` different hostile checkpoints, then load those that hold code without the guard.
 
     Raises:
         AssertionError: If one was not refused, or did anything but open itself, or if code did not run without the
             guard; names the trial.
     """
-    return CheckpointResult(**run_trials("hostile_checkpoints", count, seed))
-
-
-def _trials(count: int, seed: int) -> dict[str, Any]:
     with scratch_folder() as scratch:
-        return asdict(_try_checkpoints(Path(scratch), count, seed))
-
-
-def _try_checkpoints(folder: Path, count: int, seed: int) -> CheckpointResult:
-    source, target, mark = folder / "checkpoints", folder / "harvest", folder / "mark"
-    source.mkdir()
-    path = source / "hostile.ckpt"
-    torch.save(_document({"a": torch.ones(2)}), path)
-    valid = path.read_bytes()
-    harvest_checkpoints(source, folder / "warm", progress=False)  # what is imported on first use is by now
-    watch = Watch(functools.partial(_describe_effect, str(path), set()))
-    slowest, refused, hostiles = 0.0, 0, _draw_checkpoints(count, seed, valid, mark)
-    for trial, hostile in enumerate(hostiles):
-        what = f"seed {seed}, trial {trial}, {hostile.kind}"
-        path.write_bytes(hostile.content)
-        start = time.perf_counter()
-        try:
-            with watch:
-                harvest_checkpoints(source, target, progress=False)
-        except (SnapshotError, ArgumentError):
-            slowest = max(slowest, time.perf_counter() - start)
-            refused += 1
-        except Exception as error:
-            raise AssertionError(f"{what}: {error!r}") from error
-        else:
-            raise AssertionError(f"{what} was taken over")
-        effects = [*watch.noted, *(str(made) for made in (mark, target) if made.exists())]
-        assert not effects, f"{what}: {effects}"
-    executing = [hostile for hostile in hostiles if hostile.event is not None]
-    for hostile in executing:
-        noted = _load_unguarded(path, hostile.content, watch)
-        executed = any(f"{effect} ".startswith(f"{hostile.event} ") for effect in noted)
-        assert executed, f"seed {seed}: {hostile.kind} ran nothing without the guard: {noted}"
-        sys.modules.pop(_UNUSED_MODULE, None)  # so that the next can do it once more
-        with contextlib.suppress(FileNotFoundError):
-            (mark.rmdir if mark.is_dir() else mark.unlink)()
-    noted = _load_unguarded(path, valid, watch)
-    assert not any(effect.startswith(_EXECUTION) for effect in noted), noted
-    return CheckpointResult(count, refused, len(executing), slowest)
+        source, target, mark = (Path(scratch) / name for name in ("checkpoints", "harvest", "mark"))
+        source.mkdir()
+        path = source / "hostile.ckpt"
+        torch.save(_document({"a": torch.ones(2)}), path)
+        valid = path.read_bytes()
+        harvest_checkpoints(source, Path(scratch) / "warm", progress=False)  # what is imported on first use is by now
+        watch = Watch(partial(_describe_effect, str(path), set()))
+        slowest, hostiles = 0.0, _draw_checkpoints(count, seed, valid, mark)
+        for trial, hostile in enumerate(hostiles):
+            what = f"seed {seed}, trial {trial}, {hostile.kind}"
+            path.write_bytes(hostile.content)
+            start = time.perf_counter()
+            try:
+                with watch:
+                    harvest_checkpoints(source, target, progress=False)
+            except (SnapshotError, ArgumentError):
+                slowest = max(slowest, time.perf_counter() - start)
+            except Exception as error:
+                raise AssertionError(f"{what}: {error!r}") from error
+            else:
+                raise AssertionError(f"{what} was taken over")
+            effects = [*watch.noted, *(str(made) for made in (mark, target) if made.exists())]
+            assert not effects, f"{what}: {effects}"
+        executing = [hostile for hostile in hostiles if hostile.event is not None]
+        for hostile in executing:
+            noted = _load_unguarded(path, hostile.content, watch)
+            executed = any(f"{effect} ".startswith(f"{hostile.event} ") for effect in noted)
+            assert executed, f"seed {seed}: {hostile.kind} ran nothing without the guard: {noted}"
+            sys.modules.pop(_UNUSED_MODULE, None)  # so that the next can do it once more
+            with contextlib.suppress(FileNotFoundError):
+                (mark.rmdir if mark.is_dir() else mark.unlink)()
+        noted = _load_unguarded(path, valid, watch)
+        assert not any(effect.startswith(_EXECUTION) for effect in noted), noted
+    return {"trials": count, "refused": count, "executing": len(executing), "slowest_seconds": slowest}
 
 
 _HARMLESS = frozenset(("builtins.id", "pathlib.Path.glob", "os.listdir", "os.scandir", "glob.glob", "sys._getframe"))
@@ -167,12 +130,7 @@ def _draw_checkpoints(count: int, seed: int, valid: bytes, mark: Path) -> list[_
 
 
 class _Call:
-    """Pickles as the call of a function.
-
-    Args:
-        function: What to call: an importable function, or again a call, whose result is called.
-        arguments: Its arguments, of which each may be a call.
-    """
+    """Pickles as the call of an importable function, or of what another call gives, on arguments that may be calls."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.function, self.arguments = function, arguments
@@ -203,7 +161,7 @@ def _gadgets(mark: Path) -> list[tuple[str, str, Any]]:
         ("getattr chain", "os.system", _Call(system, "true")),
         ("attrgetter", "os.system", _Call(_Call(operator.attrgetter("system"), _Call(__import__, "os")), "true")),
         ("methodcaller", "os.system", _Call(operator.methodcaller("system", "true"), _Call(__import__, "os"))),
-        ("partial", "os.system", _Call(functools.partial(os.system, "true"))),
+        ("partial", "os.system", _Call(partial(os.system, "true"))),
         ("map", "os.system", _Call(list, _Call(map, os.system, ["true"]))),
         ("timeit", "exec", _Call(timeit.timeit, "pass", "pass", time.perf_counter, 1)),
         ("dlopen", "ctypes.dlopen", _Call(ctypes.CDLL, None)),
@@ -269,12 +227,12 @@ def _assembled(turn: int, rng: random.Random) -> _Hostile:
         "function": _global("types", "FunctionType") + loaded + b"}\x86\x81)R",
     }
     form = list(forms)[turn % len(forms)]
-    place, document = _placed(_Opcodes(forms[form]), rng)
+    place, document = _placed("<code>", rng)
+    header = rng.choice((b"", *(b"\x80" + bytes([protocol]) for protocol in range(6))))  # protocol 1 writes none
+    written = header + pickle.dumps(document, 1).replace(_unicode("<code>"), forms[form])
     container = rng.choice(list(_CONTAINERS))
-    header = rng.choice((b"", *(b"\x80" + bytes([protocol]) for protocol in range(6))))
-    content = _CONTAINERS[container](header + _write_pickle(document, protocol=1))  # which writes no header itself
     kind = f"{form} of {module}.{name} as {place} in {container}"
-    return _Hostile(kind, content, "function.__new__" if form == "function" else event)
+    return _Hostile(kind, _CONTAINERS[container](written), "function.__new__" if form == "function" else event)
 
 
 def _global(module: str, name: str) -> bytes:
@@ -287,29 +245,6 @@ def _unicode(text: str) -> bytes:
 
 def _short(text: str, opcode: bytes) -> bytes:
     return opcode + bytes([len(text)]) + text.encode()
-
-
-class _Opcodes(bytes):
-    """Opcodes that go into a pickle as they are."""
-
-
-class _Writer(pickle._Pickler):
-    """Also pickles a tuple that begins with "storage" as torch refers to a record of the same file."""
-
-    def persistent_id(self, value: object) -> object:
-        return value if isinstance(value, tuple) and value[:1] == ("storage",) else None
-
-    def save(self, value: Any, save_persistent_id: bool = True) -> None:
-        if isinstance(value, _Opcodes):
-            self.write(value)
-        else:
-            super().save(value, save_persistent_id)
-
-
-def _write_pickle(value: object, protocol: int = 2) -> bytes:
-    file = io.BytesIO()
-    _Writer(file, protocol).dump(value)
-    return file.getvalue()
 
 
 def _document(weights: object, **others: object) -> dict[str, object]:
@@ -346,20 +281,28 @@ def _tar(data: bytes) -> bytes:
 
 _CONTAINERS: dict[str, Callable[[bytes], bytes]] = {
     "zip": _zipped,
-    "deflated zip": functools.partial(_zipped, method=zipfile.ZIP_DEFLATED),
-    "zip with paths": functools.partial(_zipped, prefix="..", others={"../outside": b"x", "/outside": b"x"}),
+    "deflated zip": partial(_zipped, method=zipfile.ZIP_DEFLATED),
+    "zip with paths": partial(_zipped, prefix="..", others={"../outside": b"x", "/outside": b"x"}),
     "legacy file": _legacy,
     "bare pickle": bytes,
     "tar": _tar,
 }
 
 
+class _Storages(pickle.Pickler):
+    """Pickles a tuple that begins with "storage" as torch refers to a record of the same file."""
+
+    def persistent_id(self, value: object) -> object:
+        return value if isinstance(value, tuple) and value[:1] == ("storage",) else None
+
+
 def _tensor(numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *legacy: object) -> bytes:
     """The pickle of a checkpoint whose tensor claims what its storage does not hold."""
     storage = ("storage", torch.FloatStorage, "0", "cpu", numel, *legacy)
-    return _write_pickle(
-        _document({"a": _Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, {})})
-    )
+    file = io.BytesIO()
+    call = _Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, {})
+    _Storages(file, 2).dump(_document({"a": call}))
+    return file.getvalue()
 
 
 def _inert(turn: int, valid: bytes, rng: random.Random) -> _Hostile:
@@ -405,4 +348,4 @@ def _inert(turn: int, valid: bytes, rng: random.Random) -> _Hostile:
 
 
 if __name__ == "__main__":
-    main(_trials)
+    main(hostile_checkpoints)

@@ -1,62 +1,37 @@
-"""Mutated manifests and selections: each is read as it is or ends in an error of this package.
-
-``python -m tests.reliability.hostile_manifests COUNT SEED`` runs more trials than the tests do.
-"""
+"""Mutated manifests and selections: each is read as it is or ends in an error of this package."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 import json
 import random
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_ckptkd import CkptKDError, SnapshotStore
+from lightning_ckptkd import SnapshotError, SnapshotStore
 from lightning_ckptkd.snapshots import MANIFEST_NAME, SELECTION_NAME, Candidate, Selection
 from tests.reliability.corruption import make_harvest
 from tests.reliability.forking import main
 from tests.reliability.harvests import scratch_folder
 
-_ADDRESS_SPACE = 2**30
 
-
-@dataclass(frozen=True)
-class FuzzResult:
-    """What came of mutated manifests and selections.
-
-    Attributes:
-        trials: How many there were.
-        accepted: How many were read without an error.
-        refused: How many ended in an error of this package.
-        slowest_seconds: The longest that one took.
-        memory_growth_bytes: By how much the peak of resident memory grew over all.
-    """
-
-    trials: int
-    accepted: int
-    refused: int
-    slowest_seconds: float
-    memory_growth_bytes: int
-
-
-def fuzz_manifests(folder: Path, count: int, seed: int) -> FuzzResult:
-    """Read ``count`` mutations of a manifest or a selection.
+def fuzz_manifests(count: int, seed: int = 0) -> dict[str, Any]:
+    """Read ``count`` mutations of a manifest or a selection, in an address space that is limited from then on.
 
     Raises:
-        AssertionError: If anything but a CkptKDError came out; names the seed and the trial.
+        AssertionError: If anything but a SnapshotError came out; names the seed and the trial.
     """
-    harvest = make_selected_harvest(folder / "harvest", seed)
-    originals = {name: (harvest / name).read_bytes() for name in (MANIFEST_NAME, SELECTION_NAME)}
-    assert _is_accepted(harvest)
-    before = _peak_memory()
     accepted, slowest = 0, 0.0
-    with _limited_address_space():
+    with scratch_folder() as scratch:
+        harvest = make_selected_harvest(Path(scratch) / "harvest", seed)
+        originals = {name: (harvest / name).read_bytes() for name in (MANIFEST_NAME, SELECTION_NAME)}
+        assert is_accepted(harvest)
+        before = _peak_memory()
+        _limit_address_space()
         for trial in range(count):
             rng = random.Random(f"{seed} {trial}")
             name = rng.choice((MANIFEST_NAME, MANIFEST_NAME, SELECTION_NAME))
@@ -64,12 +39,18 @@ def fuzz_manifests(folder: Path, count: int, seed: int) -> FuzzResult:
             (harvest / name).write_bytes(content)
             start = time.perf_counter()
             try:
-                accepted += _is_accepted(harvest)
+                accepted += is_accepted(harvest)
             except Exception as error:
                 raise AssertionError(f"seed {seed}, trial {trial}, {name}: {content[:4096]!r}") from error
             slowest = max(slowest, time.perf_counter() - start)
             (harvest / name).write_bytes(originals[name])
-    return FuzzResult(count, accepted, count - accepted, slowest, _peak_memory() - before)
+    return {
+        "trials": count,
+        "accepted": accepted,
+        "refused": count - accepted,
+        "slowest_seconds": slowest,
+        "memory_growth_bytes": _peak_memory() - before,
+    }
 
 
 def make_selected_harvest(folder: Path, seed: int) -> Path:
@@ -91,24 +72,20 @@ def make_selected_harvest(folder: Path, seed: int) -> Path:
     return folder
 
 
-def readings(harvest: Path) -> Iterator[Callable[[], object]]:
-    """Open a harvest; then what reads each of its snapshots and its selection."""
-    store = SnapshotStore.open(harvest)
-    for snapshot in store.snapshots:
-        yield functools.partial(store.load, snapshot)
-    yield functools.partial(Selection.read, store)
-
-
-def _is_accepted(harvest: Path) -> bool:
-    accepted = True
+def is_accepted(harvest: Path) -> bool:
+    """Whether a harvest, all of its snapshots and its selection are read without a SnapshotError."""
     try:
-        for read in readings(harvest):
-            try:
-                read()
-            except CkptKDError:
-                accepted = False
-    except CkptKDError:
+        store = SnapshotStore.open(harvest)
+    except SnapshotError:
         return False
+    accepted = True
+    readings: list[Callable[[], object]] = [partial(store.load, snapshot) for snapshot in store.snapshots]
+    readings.append(partial(Selection.read, store))
+    for read in readings:
+        try:
+            read()
+        except SnapshotError:
+            accepted = False
     return accepted
 
 
@@ -210,26 +187,15 @@ def _hostile_json(rng: random.Random) -> str:
     return rng.choice(rng.choice(_HOSTILE_JSON))
 
 
-@contextlib.contextmanager
-def _limited_address_space() -> Iterator[None]:
+def _limit_address_space() -> None:
     """Let an allocation fail that claims much, even if it would not use it."""
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + _ADDRESS_SPACE, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _trials(count: int, seed: int) -> dict[str, Any]:
-    with scratch_folder() as scratch:
-        return asdict(fuzz_manifests(Path(scratch), count, seed))
-
-
 if __name__ == "__main__":
-    main(_trials)
+    main(fuzz_manifests)

@@ -1,7 +1,4 @@
-"""Names that lead elsewhere, and links and other things in place of files: none is followed.
-
-``python -m tests.reliability.hostile_names COUNT SEED`` runs the trials in this process.
-"""
+"""Names that lead elsewhere, and links and other things in place of files: none is followed."""
 
 from __future__ import annotations
 
@@ -17,61 +14,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_ckptkd import SnapshotError
 from lightning_ckptkd.snapshots import MANIFEST_NAME, SELECTION_NAME
 from tests.reliability.audit import Watch
-from tests.reliability.forking import main, run_trials
+from tests.reliability.forking import main
 from tests.reliability.harvests import scratch_folder
-from tests.reliability.hostile_manifests import make_selected_harvest, readings
+from tests.reliability.hostile_manifests import is_accepted, make_selected_harvest
 
 
-def hostile_names(count: int, seed: int) -> int:
+def hostile_names(count: int, seed: int = 0) -> dict[str, Any]:
     """Read ``count`` harvests with names that lead elsewhere, or with links and other things in place of files.
 
-    Returns:
-        How many were refused without opening anything outside of the harvest's folder, which is all.
-
     Raises:
-        AssertionError: If one was not; names the trial.
+        AssertionError: If one was not refused, or something outside of its folder was opened; names the trial.
     """
-    refused: int = run_trials("hostile_names", count, seed)["refused"]
-    return refused
-
-
-def _trials(count: int, seed: int) -> dict[str, Any]:
     with scratch_folder() as scratch:
-        return {"trials": count, "refused": _count_refused(Path(scratch), count, seed)}
-
-
-def _count_refused(folder: Path, count: int, seed: int) -> int:
-    original = make_selected_harvest(folder / "original", seed)
-    harvest, outside = folder / "harvest", folder / "outside" / "harvest"
-    shutil.copytree(original, outside)
-    watch = Watch(partial(_open_outside, harvest.resolve()))
-    refused = 0
-    for trial in range(count):
-        shutil.rmtree(harvest, ignore_errors=True)
-        shutil.copytree(original, harvest)
-        which, kind = divmod(trial, len(_ATTACKS))
-        attack, pattern = _ATTACKS[kind]
-        rng = random.Random(f"{seed} {trial}")
-        what = f"seed {seed}, trial {trial}, {attack.__name__} {which} of {pattern}"
-        attack(rng.choice(sorted(harvest.glob(pattern))), outside, which, rng)
-        try:
+        original = make_selected_harvest(Path(scratch) / "original", seed)
+        harvest, outside = Path(scratch) / "harvest", Path(scratch) / "outside" / "harvest"
+        shutil.copytree(original, outside)
+        watch = Watch(partial(_open_outside, harvest.resolve()))
+        for trial in range(count):
+            shutil.rmtree(harvest, ignore_errors=True)
+            shutil.copytree(original, harvest)
+            which, kind = divmod(trial, len(_ATTACKS))
+            attack, pattern = _ATTACKS[kind]
+            rng = random.Random(f"{seed} {trial}")
+            attack(rng.choice(sorted(harvest.glob(pattern))), outside, which, rng)
+            what = f"seed {seed}, trial {trial}, {attack.__name__} {which} of {pattern}"
             with watch:
-                for read in readings(harvest):
-                    read()
-        except SnapshotError:
-            refused += 1
-        else:
-            raise AssertionError(f"{what} was read")
-        assert not watch.noted, f"{what}: {watch.noted}"
-    (harvest / "link").symlink_to(outside / MANIFEST_NAME)
-    for leads_outside in (harvest / "link", harvest / ".." / "outside" / "harvest" / MANIFEST_NAME):
-        with watch:
-            leads_outside.read_bytes()
-        assert watch.noted, f"the watch does not see that {leads_outside} is opened"
-    return refused
+                assert not is_accepted(harvest), f"{what} was read"
+            assert not watch.noted, f"{what}: {watch.noted}"
+        (harvest / "link").symlink_to(outside / MANIFEST_NAME)
+        for leads_outside in (harvest / "link", harvest / ".." / "outside" / "harvest" / MANIFEST_NAME):
+            with watch:
+                leads_outside.read_bytes()
+            assert watch.noted, f"the watch does not see that {leads_outside} is opened"
+    return {"trials": count, "refused": count}
 
 
 def _open_outside(folder: Path, event: str, arguments: tuple[Any, ...]) -> str | None:
@@ -116,8 +93,8 @@ def _put_thing(path: Path, outside: Path, which: int, _: random.Random) -> None:
     beside = path.with_name("beside")
     path.rename(beside)
     twin = outside / path.name
-    targets = [twin, os.path.relpath(twin, path.parent), beside.name, outside, path.parent, path.name, "nowhere"]
-    targets += ["/dev/zero", "/dev/stdin", "/proc/self/environ"]
+    targets: list[str | Path] = [twin, os.path.relpath(twin, path.parent), beside.name, outside, path.parent]
+    targets += [path.name, "nowhere", "/dev/zero", "/dev/stdin", "/proc/self/environ"]
     things: list[Callable[[], object]] = [partial(path.symlink_to, target) for target in targets]
     things += [path.mkdir, partial(os.mkfifo, path), partial(os.mknod, path, stat.S_IFSOCK | 0o600)]
     things[which % len(things)]()
@@ -130,4 +107,4 @@ _ATTACKS = (
 
 
 if __name__ == "__main__":
-    main(_trials)
+    main(hostile_names)

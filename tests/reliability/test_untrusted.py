@@ -15,9 +15,7 @@ import torch
 
 from lightning_ckptkd import CkptKDError, MISelector, SnapshotError, SnapshotStore, harvest_checkpoints
 from tests.reliability.corruption import clean_trials, damage_trials
-from tests.reliability.hostile_checkpoints import hostile_checkpoints
-from tests.reliability.hostile_manifests import fuzz_manifests
-from tests.reliability.hostile_names import hostile_names
+from tests.reliability.forking import run_trials
 
 
 def test_damage_is_found_before_a_tensor_is_made(tmp_path: Path) -> None:
@@ -28,20 +26,20 @@ def test_what_is_undamaged_is_never_refused(tmp_path: Path) -> None:
     assert clean_trials(tmp_path, 200, seed=0) == 200
 
 
-def test_mutated_manifests(tmp_path: Path) -> None:
-    result = fuzz_manifests(tmp_path, 1500, seed=0)
-    assert result.accepted + result.refused == 1500
-    assert result.refused > result.accepted > 0
-    assert result.memory_growth_bytes < 200 * 2**20
+def test_mutated_manifests() -> None:
+    result = run_trials("hostile_manifests", 1500, 0)
+    assert result["accepted"] + result["refused"] == 1500
+    assert result["refused"] > result["accepted"] > 0
+    assert result["memory_growth_bytes"] < 200 * 2**20
 
 
 def test_names_and_links_that_lead_elsewhere() -> None:
-    assert hostile_names(200, seed=0) == 200
+    assert run_trials("hostile_names", 200, 0) == {"trials": 200, "refused": 200}
 
 
 def test_code_in_checkpoints_is_not_run() -> None:
-    result = hostile_checkpoints(60, seed=0)
-    assert (result.refused, result.executing) == (60, 40)
+    result = run_trials("hostile_checkpoints", 60, 0)
+    assert (result["refused"], result["executing"]) == (60, 40)
 
 
 class Reduced:
