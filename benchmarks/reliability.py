@@ -79,7 +79,11 @@ _ROWS = {
         "{refused}",
         "all refused, no code run; {executing} run code without the guard; slowest {slowest_seconds:.2f} s",
     ),
-    "two_runs": ("two runs start in one folder at the same moment", "{trials}", "one won in {one_won}"),
+    "two_runs": (
+        "two runs start in one folder at the same moment",
+        "{trials}",
+        "one won in {one_won}; {refused_by_the_lock} refused by the lock, the rest by the manifest",
+    ),
     "rank_faults": (
         "one of two gloo ranks raises, dies or hangs in each of six phases",
         "{trials}",

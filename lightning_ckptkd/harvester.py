@@ -156,7 +156,7 @@ class CheckpointHarvester(Callback):
         self.folder = on_rank_zero(lambda: self._open(trainer, pl_module))
         self._active = True
         unstored, self._unstored = self._unstored, None
-        if unstored is not None and on_rank_zero(lambda: self._is_missing(unstored["global_step"])):
+        if unstored is not None and on_rank_zero(lambda: self._is_missing(unstored)):
             self._take(pl_module, unstored)  # the run was killed before it was written; the checkpoint has its weights
 
     @override
@@ -231,9 +231,14 @@ class CheckpointHarvester(Callback):
         self._recorder = Recorder(store, pinned=trainer.strategy.root_device.type == "cuda", on_wait=_say_wait)
         return str(store.folder)
 
-    def _is_missing(self, global_step: int) -> bool:
+    def _is_missing(self, entry: dict[str, Any]) -> bool:
+        """Whether a snapshot that a checkpoint tells of is not there; what is there gets its metrics."""
         assert self._recorder is not None
-        return self._recorder.store.find(global_step) is None
+        found = self._recorder.store.find(entry["global_step"])
+        if found is None or found.sha256 != entry["sha256"]:
+            return True
+        self._recorder.set_metrics(entry["global_step"], entry["metrics"])
+        return False
 
     def _plan(self, weights: Mapping[str, Tensor]) -> Layout:
         return plan_layout(weights, None if self.dtype is None else STORED_DTYPES[self.dtype])

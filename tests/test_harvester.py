@@ -29,7 +29,7 @@ from lightning_ckptkd import (
 from lightning_ckptkd.snapshots import Selection, Snapshot
 from lightning_ckptkd.snapshots.host_copy import HostCopy
 from lightning_ckptkd.strategies import check_strategy
-from tests.projects import DigitsData, ManualProject, Project, digits, make_trainer, own_callbacks
+from tests.projects import DigitsData, ManualProject, Project, digits, make_trainer, own_callbacks, to_write
 from tests.reliability.faults import watched_disk
 
 
@@ -506,6 +506,23 @@ def test_a_checkpoint_tells_of_a_snapshot_that_is_still_being_written(
     (snapshot,) = SnapshotStore.open(tmp_path / "h").snapshots
     assert told[0]["sha256"] == snapshot.sha256
     assert (told[0]["epoch"], told[0]["global_step"], told[0]["metrics"]) == (0, 4, snapshot.metrics)
+
+
+def test_a_snapshot_that_was_killed_before_its_metrics_gets_them(tmp_path: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_on_train_epoch_end=True)
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=1, enable_checkpointing=True)
+    with to_write(tmp_path / "h") as store:
+        (whole,) = store.snapshots
+        store.set_metrics(4, {})
+    path = tmp_path / "own" / "epoch=0.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    (key,) = (key for key in checkpoint["callbacks"] if "Harvester" in key)
+    entry = {"epoch": 0, "global_step": 4, "learning_rate": 0.1, "metrics": whole.metrics, "sha256": whole.sha256}
+    checkpoint["callbacks"][key]["unstored"] = entry
+    torch.save(checkpoint, path)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=2, enable_checkpointing=True)
+    trainer.fit(Project(), DigitsData(), ckpt_path=path)
+    assert SnapshotStore.open(tmp_path / "h").snapshots[0] == whole
 
 
 def test_a_checkpoint_without_the_snapshots_weights_does_not_make_a_wrong_one(tmp_path: Path) -> None:

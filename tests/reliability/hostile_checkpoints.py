@@ -53,8 +53,8 @@ def hostile_checkpoints(count: int, seed: int = 0) -> dict[str, Any]:
         source, target, mark = (Path(scratch) / name for name in ("checkpoints", "harvest", "mark"))
         source.mkdir()
         path = source / "hostile.ckpt"
-        torch.save(_document({"a": torch.ones(2)}), path)
-        valid = path.read_bytes()
+        valid = _saved()
+        path.write_bytes(valid)
         harvest_checkpoints(source, Path(scratch) / "warm", progress=False)  # what is imported on first use is by now
         watch = Watch(partial(_describe_effect, str(path), set()))
         slowest, hostiles = 0.0, _draw_checkpoints(count, seed, valid, mark)
@@ -251,6 +251,13 @@ def _document(weights: object, **others: object) -> dict[str, object]:
     return {"state_dict": weights, "epoch": 0, "global_step": 1, **others}
 
 
+def _saved(**others: object) -> bytes:
+    """A checkpoint that is valid but for what is given."""
+    file = io.BytesIO()
+    torch.save(_document({"a": torch.ones(2)}, **others), file)
+    return file.getvalue()
+
+
 def _zipped(
     data: bytes, others: Mapping[str, bytes] | None = None, prefix: str = "archive", method: int = zipfile.ZIP_STORED
 ) -> bytes:
@@ -340,8 +347,8 @@ def _inert(turn: int, valid: bytes, rng: random.Random) -> _Hostile:
         "list": lambda: _zipped(pickle.dumps([number], 2)),
         "no weights": lambda: _zipped(pickle.dumps({"state_dict": [number], "epoch": 0, "global_step": 1}, 2)),
         "weights of numbers": lambda: _zipped(pickled),
-        "negative step": lambda: _zipped(pickle.dumps({**_document({}), "global_step": -number}, 2)),
-        "epoch of text": lambda: _zipped(pickle.dumps({**_document({}), "epoch": str(number)}, 2)),
+        "negative step": lambda: _saved(global_step=-number),
+        "epoch of text": lambda: _saved(epoch=str(number)),
     }
     kind = list(kinds)[turn % len(kinds)]
     return _Hostile(kind, kinds[kind]())

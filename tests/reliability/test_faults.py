@@ -31,7 +31,9 @@ def test_power_loss() -> None:
 
 
 def test_two_runs_start_together() -> None:
-    assert run_trials("two_runs", 6, 0) == {"trials": 6, "one_won": 6}
+    result = run_trials("two_runs", 6, 0)
+    assert result["one_won"] == 6
+    assert result["refused_by_the_lock"] >= 3, "two of one run are told apart by nothing else"
 
 
 def test_one_of_two_ranks_fails() -> None:
