@@ -774,9 +774,10 @@ def main() -> None:
             result = PARTS[part](options)
         document["results"][part] = asdict(result)
         rows += result.rows()
+    document["table"] = format_table(("measured", "value", "target", "", "details"), [row.cells() for row in rows])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(format_table(("measured", "value", "target", "", "details"), [row.cells() for row in rows]))
+    print(document["table"])
 
 
 if __name__ == "__main__":

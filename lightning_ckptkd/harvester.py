@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -97,17 +98,16 @@ class CheckpointHarvester(Callback):
         self.on_error = on_error
         self.folder: str | None = None
         self._run_id: str | None = None
-        self._resumed_folder: str | None = None
-        self._unstored: dict[str, Any] | None = None  # what a checkpoint says of a snapshot that was not yet written
+        self._restored: dict[str, Any] = {}  # the state in the checkpoint that is resumed, until training starts
         self._active = False  # from the start of training to its end, on every rank
         self._recorder: Recorder | None = None  # on rank 0
         self._averaging: WeightAveraging | None = None
         self._learning_rate: float | None = None
         self._last_step = 0
-        self._position = 0  # up to here the harvest is this run's; what lies beyond is a resumed run's abandoned branch
         self._last_entry: dict[str, Any] = {}
         self._waiting = False  # whether the last snapshot's metrics are not recorded yet
         self._stale_metrics: Mapping[str, Tensor] = {}
+        self._earlier_metrics: dict[str, float | None] = {}  # of the epoch that a resumed run begins in the middle of
 
     @property
     @override
@@ -119,21 +119,23 @@ class CheckpointHarvester(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"run_id": self._run_id, "folder": self.folder, "unstored": None}
+        if self._restored and not self._active:  # saved again before training goes on, as tuners do
+            return self._restored
+        return {"run_id": self._run_id, "folder": self.folder, "learning_rate": self._learning_rate}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._run_id = state_dict["run_id"]
-        self._resumed_folder = state_dict["folder"]
-        self._unstored = state_dict.get("unstored")
+        self._restored = state_dict
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         self.folder = trainer.strategy.broadcast(str(self._resolve_folder(trainer)))
-        if trainer.global_step == 0:  # a new run; resuming restores these after this hook
-            self._run_id = self._resumed_folder = self._unstored = None
+        self._abandon()  # what an earlier fit could not
+        self._restored = {}  # of an earlier test, say; a checkpoint that is resumed is loaded after this hook
+        if trainer.global_step == 0:
+            self._run_id = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,16 +149,20 @@ class CheckpointHarvester(Callback):
         check_strategy(trainer)
         self._averaging = find_averaging(trainer, self) if self.averaged else None
         get_submodule(pl_module, self.submodule, "submodule")
-        self._last_step = self._position = trainer.global_step
+        self._last_step = trainer.global_step
         self._last_entry = {}
         self._waiting = False
+        restored, self._restored = self._restored, {}
+        self._learning_rate = restored.get("learning_rate", self._learning_rate)
+        self._earlier_metrics = restored.get("metrics", {})
         weights = module_weights(pl_module, self.submodule)  # every rank: sharded modules need it
         if not any(is_lazy(value) for value in weights.values()):  # what can't be harvested shows now
             self.retention.check_room(self._plan(weights).data_bytes)
-        self.folder = on_rank_zero(lambda: self._open(trainer, pl_module))
+        self.folder = on_rank_zero(lambda: self._open(trainer, pl_module, restored))
         self._active = True
-        unstored, self._unstored = self._unstored, None
-        if unstored is not None and on_rank_zero(lambda: self._is_missing(unstored)):
+        unstored: dict[str, Any] = restored.get("unstored") or {}
+        told = unstored.get("global_step") == trainer.global_step
+        if told and on_rank_zero(lambda: self._is_missing(unstored)):
             self._take(pl_module, unstored)  # the run was killed before it was written; the checkpoint has its weights
 
     @override
@@ -164,6 +170,7 @@ class CheckpointHarvester(Callback):
         self._record_metrics(trainer)
         if self._active:
             self._stale_metrics = dict(trainer.callback_metrics)
+            self._earlier_metrics = {}
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -189,10 +196,16 @@ class CheckpointHarvester(Callback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See to it that a run resumed from this checkpoint has every snapshot before it."""
+        if not self._active:
+            return
+        waiting = self._waiting
+        metrics = self._new_metrics(trainer)
         self._record_metrics(trainer)
+        self._waiting = waiting  # more may be logged before the next hook
         if self._recorder is not None:
             unstored = self._hand_over(self._recorder, trainer, pl_module)
-            checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "unstored": unstored}
+            state = {**self.state_dict(), "unstored": unstored, "metrics": metrics}
+            checkpoint["callbacks"][self.state_key] = state
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,15 +233,27 @@ class CheckpointHarvester(Callback):
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         return _join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, FOLDER_NAME)
 
-    def _open(self, trainer: Trainer, pl_module: LightningModule) -> str:
+    def _open(self, trainer: Trainer, pl_module: LightningModule, restored: Mapping[str, Any]) -> str:
         """Open the store and the thread that writes to it."""
         assert self.folder is not None
-        folder, resumed = self.folder, self._resumed_folder
-        if self.dirpath is None and resumed is not None and _holds_run(resumed, self._run_id):
-            folder = resumed  # the logger's folder is a new one, the harvest goes on in the old one
-        self._run_id = self._run_id or uuid.uuid4().hex
+        folder, resumed = self.folder, restored.get("folder")
+        self._run_id = restored.get("run_id") or self._run_id or uuid.uuid4().hex
+        if self.dirpath is None and resumed not in (None, folder):
+            if _holds_run(resumed, self._run_id):
+                folder = resumed  # the logger's folder is a new one, the harvest goes on in the old one
+            else:
+                rank_zero_warn(
+                    f"CheckpointHarvester: {resumed} does not hold the snapshots of the run that is resumed, so the "
+                    f"harvest goes on in {folder} without them. Give dirpath where they were moved."
+                )
         store = SnapshotStore.create(folder, self._run_id, self._describe(pl_module))
-        self._recorder = Recorder(store, pinned=trainer.strategy.root_device.type == "cuda", on_wait=_say_wait)
+        self._recorder = Recorder(
+            store,
+            position=trainer.global_step,
+            retention=self.retention,
+            pinned=trainer.strategy.root_device.type == "cuda",
+            on_wait=_say_wait,
+        )
         return str(store.folder)
 
     def _is_missing(self, entry: dict[str, Any]) -> bool:
@@ -260,7 +285,7 @@ class CheckpointHarvester(Callback):
         weights = module_weights(module, self.submodule)  # every rank, as all that follows
         copies: list[HostCopy] = []
 
-        def reserve() -> Layout | None:
+        def reserve() -> Layout | bool:
             assert self._recorder is not None
             self._tell(self._recorder.take_problems())
             try:
@@ -268,19 +293,18 @@ class CheckpointHarvester(Callback):
                 copies.append(self._recorder.reserve(layout))
             except (CkptKDError, MemoryError, RuntimeError) as error:  # torch says RuntimeError where memory is short
                 self._tell([SnapshotError(f"the snapshot at step {entry['global_step']} is not taken: {error}")])
-                return None
-            return layout
+                return False
+            return layout if is_sharded(weights) else True
 
-        layout = on_rank_zero(reserve)
-        if layout is None:
+        reserved = on_rank_zero(reserve)
+        if not reserved:
             return False
         if self._recorder is not None:
             copies[0].fill(weights)
-            self._recorder.commit(copies[0], after=self._position, retention=self.retention, **entry)
-        elif is_sharded(weights):
-            join_gathering(weights, layout)
+            self._recorder.commit(copies[0], **entry)
+        elif isinstance(reserved, Layout):
+            join_gathering(weights, reserved)
         self._last_entry = entry
-        self._position = entry["global_step"]
         return True
 
     def _record_metrics(self, trainer: Trainer) -> None:
@@ -288,14 +312,20 @@ class CheckpointHarvester(Callback):
         if not self._active or not self._waiting:
             return
         self._waiting = False
-        metrics = {
+        metrics = {**self._last_entry.get("metrics", {}), **self._new_metrics(trainer)}
+        self._stale_metrics = dict(trainer.callback_metrics)
+        self._last_entry["metrics"] = metrics
+        if self._recorder is not None:
+            self._recorder.set_metrics(self._last_entry["global_step"], metrics)
+
+    def _new_metrics(self, trainer: Trainer) -> dict[str, float | None]:
+        """What has been logged since the epoch began or the last snapshot got its metrics; on every rank."""
+        logged = {
             name: float(value) if math.isfinite(float(value)) else None
             for name, value in trainer.callback_metrics.items()  # every rank: it can be a collective
             if self._stale_metrics.get(name) is not value
         }
-        self._last_entry["metrics"] = metrics
-        if self._recorder is not None:
-            self._recorder.set_metrics(self._last_entry["global_step"], metrics)
+        return {**self._earlier_metrics, **logged}
 
     def _hand_over(self, recorder: Recorder, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:
         """What a checkpoint must tell of the last snapshot; None once that is on disk.
@@ -308,8 +338,9 @@ class CheckpointHarvester(Callback):
         module = harvested_module(pl_module, self._averaging)
         if copy is not None and module is not None and step == trainer.global_step:
             whole = not is_sharded(dict(module.named_parameters()))
-            if whole and copy.matches(module_weights(module, self.submodule)):
-                return {"metrics": {}, **self._last_entry, "sha256": copy.sha256()}
+            with contextlib.suppress(CkptKDError, MemoryError, RuntimeError):  # the writer tells what is wrong with it
+                if whole and copy.matches(module_weights(module, self.submodule)):
+                    return {"metrics": {}, **self._last_entry, "sha256": copy.sha256()}
         recorder.flush()
         return None
 

@@ -462,7 +462,9 @@ def test_a_second_run_in_a_folder_that_is_being_written(tmp_path: Path) -> None:
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             if trainer.current_epoch == 0:
                 before = sorted((tmp_path / "h").iterdir())
-                with pytest.raises(SnapshotError, match="is being written by another Trainer of this process"):
+                with pytest.raises(
+                    SnapshotError, match="is being written by another CheckpointHarvester or Trainer of this process"
+                ):
                     fit(tmp_path, CheckpointHarvester(tmp_path / "h"))
                 assert sorted((tmp_path / "h").iterdir()) == before
 
@@ -541,3 +543,77 @@ def test_a_checkpoint_without_the_snapshots_weights_does_not_make_a_wrong_one(tm
     with pytest.warns(UserWarning, match=r"the snapshot at step 4 is not stored: .*they are not those of the snapshot"):
         trainer.fit(Project(), DigitsData(), ckpt_path=path)
     assert epochs_of(tmp_path / "h") == [1]
+
+
+def test_an_overflow_while_a_checkpoint_is_saved_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overflows(Project):
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.classifier.bias.data[0] = 1e30
+
+    real = SnapshotStore.commit
+    monkeypatch.setattr(SnapshotStore, "commit", lambda *a, **k: (time.sleep(0.2), real(*a, **k))[1])
+    own = ModelCheckpoint(dirpath=tmp_path / "own", save_on_train_epoch_end=True)
+    harvester = CheckpointHarvester(tmp_path / "h", dtype="fp16")
+    with pytest.warns(UserWarning, match="holds values beyond fp16"):
+        trainer = fit(tmp_path, harvester, own, project=Overflows(), max_epochs=2, enable_checkpointing=True)
+    assert trainer.current_epoch == 2
+
+
+def test_a_test_of_an_older_checkpoint_between_two_fits_changes_nothing(tmp_path: Path) -> None:
+    class Tested(Project):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.validation_step(batch, batch_idx)
+
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    harvester = CheckpointHarvester(tmp_path / "h", keep_last=3)
+    project, trainer = Tested(), make_trainer(tmp_path, harvester, own, max_epochs=4, enable_checkpointing=True)
+    trainer.fit(project, DigitsData())
+    assert epochs_of(tmp_path / "h") == [1, 2, 3]
+    trainer.test(project, DigitsData(), ckpt_path=tmp_path / "own" / "epoch=0.ckpt", verbose=False)
+    trainer.fit_loop.max_epochs = 5
+    trainer.fit(project, DigitsData())
+    assert epochs_of(tmp_path / "h") == [2, 3, 4]
+
+
+def test_a_checkpoint_of_the_validation_before_the_epochs_end(tmp_path: Path) -> None:
+    """Resumed from it, Lightning ends the epoch once more: what was recorded stays."""
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_on_train_epoch_end=False)
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=1, enable_checkpointing=True)
+    (before,) = SnapshotStore.open(tmp_path / "h").snapshots
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=2, enable_checkpointing=True)
+    trainer.fit(Project(), DigitsData(), ckpt_path=tmp_path / "own" / "epoch=0.ckpt")
+    after = SnapshotStore.open(tmp_path / "h").snapshots
+    assert [snapshot.epoch for snapshot in after] == [0, 1]
+    assert after[0] == before
+    with to_write(tmp_path / "h") as store:
+        store.forget_after(0)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=1, enable_checkpointing=True)
+    trainer.fit(Project(), DigitsData(), ckpt_path=tmp_path / "own" / "epoch=0.ckpt")
+    (again,) = SnapshotStore.open(tmp_path / "h").snapshots
+    assert (again.sha256, again.learning_rate) == (before.sha256, before.learning_rate)
+    assert again.metrics["val_loss"] == before.metrics["val_loss"]
+
+
+def test_a_validation_within_the_epoch_counts_for_its_own_snapshot(tmp_path: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    harvester = CheckpointHarvester(tmp_path / "h", every_n_train_steps=1)
+    fit(tmp_path, harvester, own, max_epochs=1, val_check_interval=2, enable_checkpointing=True)
+    snapshots = SnapshotStore.open(tmp_path / "h").snapshots
+    assert [snapshot.global_step for snapshot in snapshots if "val_loss" in snapshot.metrics] == [2, 4]
+
+
+def test_a_folder_that_is_gone_when_a_run_is_resumed_is_said(tmp_path: Path) -> None:
+    def run(max_epochs: int, ckpt_path: Path | None = None) -> None:
+        own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}")
+        logger = CSVLogger(tmp_path, name="l")
+        options: dict[str, Any] = {"max_epochs": max_epochs, "logger": logger, "enable_checkpointing": True}
+        make_trainer(tmp_path, CheckpointHarvester(), own, **options).fit(Project(), DigitsData(), ckpt_path=ckpt_path)
+
+    run(1)
+    (tmp_path / "l" / "version_0").rename(tmp_path / "moved")
+    (tmp_path / "l" / "version_0").mkdir()  # so that the logger takes the next number
+    with pytest.warns(UserWarning, match="does not hold the snapshots of the run that is resumed"):
+        run(2, tmp_path / "own" / "epoch=0.ckpt")
+    assert epochs_of(tmp_path / "l" / "version_1" / "snapshots")[-1] == 1

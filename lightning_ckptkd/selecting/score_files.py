@@ -16,6 +16,7 @@ from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.fields import Fields
 from lightning_ckptkd.snapshots.selection import read_candidate
+from lightning_ckptkd.snapshots.store import package_versions
 
 _FORMAT, _VERSION = "lightning_ckptkd.score", 1
 _NAME = re.compile(r"score-[0-9a-f]{16}-[0-9a-f]{16}\.json")
@@ -37,7 +38,7 @@ class ScoreFiles:
     def __init__(self, store: SnapshotStore, settings: SelectionSettings, module: nn.Module, probe: Probe) -> None:
         self._store = store
         scoring = {key: value for key, value in asdict(settings).items() if key not in _AFTER_SCORING}
-        key = json.dumps([scoring, probe.digest(), repr(module), store.manifest.packages], sort_keys=True)
+        key = json.dumps([scoring, probe.digest(), repr(module), package_versions()], sort_keys=True)
         self._key = hashlib.sha256(key.encode()).hexdigest()
 
     def read(self, snapshot: Snapshot) -> Candidate | None:

@@ -164,17 +164,15 @@ class HostCopy:
         gathered one tensor at a time: their other ranks must call :func:`join_gathering`.
         """
         targets = self.tensors()
-        device = next((weights[name].device for name in targets if weights[name].is_cuda), None)
-        if device is None or not self._pinned:
-            _copy(weights, targets)
-        elif is_sharded(weights):
-            _copy(weights, targets)
-            self._copied = torch.cuda.current_stream(device).record_event()
+        devices = {weights[name].device for name in targets if not weights[name].is_cpu}
+        device = devices.pop() if len(devices) == 1 else None
+        if device is None or device.type != "cuda" or not self._pinned or is_sharded(weights):
+            _copy(weights, targets, wait=True)
         else:
             training, side = torch.cuda.current_stream(device), _side_stream(device)
             side.wait_stream(training)
             with torch.cuda.stream(side):
-                _copy(weights, targets)
+                _copy(weights, targets, wait=False)
                 self._copied = side.record_event()
             # What comes next on the GPU (an optimiser step, an averaging callback) may change the weights in place.
             # It waits there for the copy; this thread does not.
@@ -233,9 +231,9 @@ def join_gathering(weights: Mapping[str, Tensor], layout: Layout) -> None:
         _full(weights[name])
 
 
-def _copy(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+def _copy(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, wait: bool) -> None:
     for name, target in targets.items():
-        target.copy_(_full(Tensor.detach(weights[name])), non_blocking=True)
+        target.copy_(_full(Tensor.detach(weights[name])), non_blocking=not wait)
 
 
 def _full(value: Tensor) -> Tensor:

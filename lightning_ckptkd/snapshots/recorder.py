@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lightning_ckptkd.errors import CkptKDError, SnapshotError
 from lightning_ckptkd.snapshots.host_copy import HostCopy, Layout
+from lightning_ckptkd.snapshots.retention import Retention
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
 _COPIES = 2  # one that is being written, one that waits: host memory never holds more
@@ -22,17 +24,30 @@ class Recorder:
 
     Args:
         store: A store that was opened to write.
+        position: The step at which training starts or is resumed; what the store holds beyond it belongs to a branch
+            that was left, and goes as training passes it.
+        retention: Which snapshots to keep.
         pinned: Whether the weights are on a GPU.
         on_wait: Called before the first wait for a writer that is slower than training.
     """
 
-    def __init__(self, store: SnapshotStore, *, pinned: bool = False, on_wait: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: SnapshotStore,
+        *,
+        position: int = 0,
+        retention: Retention | None = None,
+        pinned: bool = False,
+        on_wait: Callable[[], None],
+    ) -> None:
         self.store = store
+        self._position = position
+        self._retention = retention
         self._pinned = pinned
         self._on_wait: Callable[[], None] | None = on_wait
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ckptkd-recorder")
         self._jobs: list[Future[None]] = []
-        self._problems: list[CkptKDError] = []
+        self._problems: deque[CkptKDError] = deque()
         self._free: list[HostCopy] = []
         self._made = 0
         self._freed = threading.Condition()
@@ -63,7 +78,10 @@ class Recorder:
 
         def write() -> None:
             try:
-                self.store.commit(copy, global_step=global_step, **entry)
+                self.store.commit(
+                    copy, global_step=global_step, after=self._position, retention=self._retention, **entry
+                )
+                self._position = global_step
             finally:
                 self._unstored.pop(global_step, None)
                 self._release(copy)
@@ -84,8 +102,7 @@ class Recorder:
 
     def take_problems(self) -> list[CkptKDError]:
         """What went wrong since the last call."""
-        problems, self._problems = self._problems, []
-        return problems
+        return [self._problems.popleft() for _ in range(len(self._problems))]
 
     def flush(self) -> None:
         """Wait until everything that was asked for is done."""

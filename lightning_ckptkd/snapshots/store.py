@@ -85,7 +85,7 @@ class SnapshotStore:
             manifest = _read_own_manifest(folder, run_id)
             if manifest is None:
                 created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                manifest = Manifest(run_id, created, dict(source), _package_versions())
+                manifest = Manifest(run_id, created, dict(source), package_versions())
             store = cls(folder, manifest)
             folder.clean(manifest.tag, store._is_leftover)
             store._held = held.pop_all()
@@ -138,7 +138,7 @@ class SnapshotStore:
             metrics: What was logged so far in this epoch.
             after: Where this run was before; snapshots between there and ``global_step`` belong to a branch that a
                 resumed run has left, and go. None keeps them.
-            retention: Which snapshots to keep; None keeps all.
+            retention: Which snapshots to keep of those up to ``global_step``; None keeps all.
             sha256: What the file must hash to, if that is known.
 
         Raises:
@@ -163,12 +163,12 @@ class SnapshotStore:
         old = self.find(global_step)
         if old is not None and old.sha256 == found:
             snapshot = old
-        else:
-            self.folder.write(name, parts, self.manifest.tag)
+        if snapshot != old or not self._is_intact(snapshot):
+            self.folder.write(snapshot.file, parts, self.manifest.tag)
         start = global_step - 1 if after is None else min(after, global_step - 1)  # this step is never kept twice
-        others = [other for other in self.snapshots if not start < other.global_step <= global_step]
-        ordered = sorted([*others, snapshot], key=lambda item: item.global_step)
-        self._replace((retention or Retention()).kept(ordered))
+        before = [other for other in self.snapshots if other.global_step <= start]
+        beyond = [other for other in self.snapshots if other.global_step > global_step]
+        self._replace([*(retention or Retention()).kept([*before, snapshot]), *beyond])
         return snapshot
 
     def forget_after(self, global_step: int) -> None:
@@ -178,9 +178,11 @@ class SnapshotStore:
             self._replace(kept)
 
     def set_metrics(self, global_step: int, metrics: Mapping[str, float | None]) -> None:
-        """Record the metrics of the snapshot at ``global_step``, which are known only after it was taken."""
+        """Add to the metrics of the snapshot at ``global_step``, which are known only after it was taken."""
         changed = [
-            replace(snapshot, metrics=dict(metrics)) if snapshot.global_step == global_step else snapshot
+            replace(snapshot, metrics={**snapshot.metrics, **metrics})
+            if snapshot.global_step == global_step
+            else snapshot
             for snapshot in self.snapshots
         ]
         if tuple(changed) != self.snapshots:
@@ -194,7 +196,7 @@ class SnapshotStore:
         """
         data = self.folder.read(snapshot.file, size=snapshot.size)
         path = self.folder / snapshot.file
-        if hashlib.sha256(data).hexdigest() != snapshot.sha256:
+        if hashlib.sha256(data).hexdigest() != snapshot.sha256:  # before a tensor is made
             raise SnapshotError(
                 f"{path} does not have the SHA-256 that the manifest says: its content was changed. "
                 "Restore it from a copy or harvest again; it is not used."
@@ -205,6 +207,13 @@ class SnapshotStore:
         except Exception as error:  # the library's error type is not part of its interface
             raise SnapshotError(f"{path} is not a safetensors file: {error}.") from error
         return tensors
+
+    def _is_intact(self, snapshot: Snapshot) -> bool:
+        try:
+            data = self.folder.read(snapshot.file, size=snapshot.size)
+        except SnapshotError:
+            return False
+        return hashlib.sha256(data).hexdigest() == snapshot.sha256
 
     def _replace(self, snapshots: list[Snapshot]) -> None:
         """Make these the harvest's snapshots; files that are no longer named go last."""
@@ -248,6 +257,7 @@ def _read_own_manifest(folder: Folder, run_id: str) -> Manifest | None:
     return manifest
 
 
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a harvest and its scores depend on."""
     names = ("lightning-ckptkd", "lightning", "torch", "torchvision", "torchmetrics", "safetensors")
     return {name: importlib.metadata.version(name) for name in names}

@@ -26,7 +26,7 @@ from tests.processes.two_ranks import InOrder, Teacher
 from tests.projects import make_trainer
 from tests.reliability.forking import fork, main, wait
 
-LIMIT_SECONDS = 6
+LIMIT_SECONDS = 5
 KINDS = ("raises", "dies", "hangs")
 PHASES = ("opening", "taking", "storing", "ending", "scoring", "publishing")
 _FAULT_EPOCH = 1
@@ -104,15 +104,15 @@ def _fail_once(root: Path, phase: str, kind: str, faulty: int) -> float:
         assert by_torch or by_itself or f"rank {faulty}" in message, f"{where}: rank {rank} says {message}"
     manifest = root / "snapshots" / "manifest.json"
     committed = {"opening": 0, "taking": 1, "storing": 1, "ending": 3, "scoring": 3, "publishing": 3}[phase]
-    epochs = [snapshot.epoch for snapshot in SnapshotStore.open(manifest.parent).snapshots] if committed else []
-    assert epochs == list(range(committed)), f"{where}: {epochs}"
-    assert all(SnapshotStore.open(manifest.parent).load(snapshot) for snapshot in _snapshots(manifest, committed))
+    snapshots = SnapshotStore.open(manifest.parent).snapshots if manifest.exists() else ()
+    epochs = [snapshot.epoch for snapshot in snapshots]
+    unwritten = kind == "dies" and faulty == 0  # the writer died with its last snapshot still in memory
+    assert epochs == list(range(committed)) or (unwritten and epochs == list(range(committed - 1))), (
+        f"{where}: {epochs}"
+    )
+    assert all(SnapshotStore.open(manifest.parent).load(snapshot) for snapshot in snapshots)
     assert not (manifest.parent / "selection.json").exists(), where
     return took
-
-
-def _snapshots(manifest: Path, committed: int) -> tuple[Any, ...]:
-    return SnapshotStore.open(manifest.parent).snapshots if committed else ()
 
 
 def _as_rank(root: Path, rank: int, port: int, phase: str, kind: str, faulty: int) -> Callable[[], None]:

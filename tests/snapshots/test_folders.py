@@ -33,6 +33,23 @@ def test_which_folder_a_location_is(tmp_path: Path) -> None:
         open_folder("nothing://x")
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", ".hidden", "a/b", "", "a\0b", ".."])
+def test_names_that_lead_elsewhere_are_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").write_text("secret")
+    (tmp_path / "h" / "a").mkdir(parents=True)
+    (tmp_path / "h" / "a" / "b").write_text("secret")
+    (tmp_path / "h" / ".hidden").write_text("secret")
+    with pytest.raises(SnapshotError, match="is not a plain file name"):
+        open_folder(tmp_path / "h").read(name)
+
+
+def test_json_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(17 * 2**20)
+    with pytest.raises(SnapshotError, match="more than the 16777216 that are read"):
+        open_folder(tmp_path).read_json("large.json")
+
+
 def test_every_new_folder_is_synced_into_its_parent(tmp_path: Path) -> None:
     calls: list[str] = []
     with watched_disk(lambda n, name: calls.append(name)):
@@ -55,7 +72,10 @@ def test_the_order_of_a_commit(tmp_path: Path) -> None:
 
 def test_the_lock_keeps_others_out_and_is_given_back(tmp_path: Path) -> None:
     with SnapshotStore.create(tmp_path, "run", {}) as store:
-        with pytest.raises(SnapshotError, match=r"is being written by another Trainer of this process; .*'other'"):
+        with pytest.raises(
+            SnapshotError,
+            match=r"is being written by another CheckpointHarvester or Trainer of this process; .*'other'",
+        ):
             SnapshotStore.create(tmp_path, "other", {})
         held = _lock_in_another_process(tmp_path)
         assert "is being written by the run 'run' (process" in held

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_ckptkd import SnapshotError, SnapshotStore
+from lightning_ckptkd.snapshots.folders import LocalFolder
 from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout
 from lightning_ckptkd.snapshots.recorder import Recorder
 
@@ -112,3 +113,28 @@ def test_closing_gives_back_the_lock_and_the_thread(recorder: Recorder, tmp_path
     recorder.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ckptkd-recorder")]
     SnapshotStore.create(tmp_path / "h", "run", {}).close()
+
+
+def test_a_branch_that_was_left_goes_though_a_snapshot_on_the_way_failed(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GatedStore.gate.set()
+    for epoch in (1, 2, 3):
+        take(recorder, epoch)
+    recorder.flush()
+    resumed = Recorder(recorder.store, position=2, on_wait=lambda: None)
+    monkeypatch.setattr(LocalFolder, "write", lambda *_: (_ for _ in ()).throw(SnapshotError("full")))
+    resumed.commit(copy_of(resumed, 7.0), epoch=9, global_step=3)
+    resumed.flush()
+    monkeypatch.undo()
+    resumed.commit(copy_of(resumed, 8.0), epoch=9, global_step=4)
+    resumed.close()
+    recorder.close()
+    assert len(resumed.take_problems()) == 1
+    assert [snapshot.global_step for snapshot in recorder.store.snapshots] == [2, 4]
+
+
+def copy_of(recorder: Recorder, value: float) -> HostCopy:
+    copy = recorder.reserve(plan_layout(WEIGHTS))
+    copy.fill({"a": WEIGHTS["a"] * value})
+    return copy

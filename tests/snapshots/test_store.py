@@ -9,6 +9,7 @@ import torch
 
 from lightning_ckptkd import ArgumentError, SnapshotError, SnapshotStore
 from lightning_ckptkd.snapshots.folders import open_folder
+from lightning_ckptkd.snapshots.retention import Retention
 
 
 def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
@@ -228,3 +229,29 @@ def test_a_store_that_was_opened_to_read_does_not_write(harvest: Path) -> None:
         with pytest.raises(ArgumentError, match="was opened to read"):
             writer.forget_after(0)
     assert {path.name: path.read_bytes() for path in harvest.iterdir()} == before
+
+
+def test_a_branch_that_was_left_does_not_push_out_new_snapshots(tmp_path: Path) -> None:
+    with SnapshotStore.create(tmp_path, "run", {}) as store:
+        for step in (10, 30, 40, 50):
+            store.commit(weights(step), epoch=0, global_step=step)
+        keep = Retention(last=2)
+        store.commit(weights(20), epoch=0, global_step=20, after=10, retention=keep)
+        assert [snapshot.global_step for snapshot in store.snapshots] == [10, 20, 30, 40, 50]
+        store.commit(weights(35), epoch=0, global_step=35, after=20, retention=keep)
+        assert [snapshot.global_step for snapshot in store.snapshots] == [20, 35, 40, 50]
+        store.forget_after(35)
+    assert [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path).snapshots] == [20, 35]
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_harvesting_again_repairs_a_damaged_file(tmp_path: Path, damage: str) -> None:
+    with SnapshotStore.create(tmp_path, "run", {}) as store:
+        snapshot = store.commit(weights(), epoch=0, global_step=5)
+        path = tmp_path / snapshot.file
+        if damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(bytes(snapshot.size))
+        assert store.commit(weights(), epoch=0, global_step=5) == snapshot
+    assert SnapshotStore.open(tmp_path).load(snapshot)

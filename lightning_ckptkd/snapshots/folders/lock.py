@@ -32,7 +32,7 @@ def locked(folder: Path, run_id: str) -> Iterator[None]:
     """
     key = os.path.realpath(folder)
     if key in _held_here:
-        raise SnapshotError(_refusal(folder, run_id, "another Trainer of this process"))
+        raise SnapshotError(_refusal(folder, run_id, "another CheckpointHarvester or Trainer of this process"))
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
