@@ -531,17 +531,34 @@ def train(options: Options, steps: int, between: int, harvested: bool) -> Traini
     callbacks = [writer, harvester] if harvested else []
     trainer = quiet_trainer(options.device, options.folder, callbacks, max_epochs=1, max_steps=steps)
     data = work_data(options.device, steps)
-    busy_start, process_start, start = machine_seconds(), time.process_time(), time.perf_counter()
+    usage = UsageClock()
     trainer.fit(module, data)
     if options.device.type == "cuda":
         torch.cuda.synchronize(options.device)
-    seconds, process_seconds = time.perf_counter() - start, time.process_time() - process_start
-    others_seconds = max(0.0, machine_seconds() - busy_start - process_seconds)
+    seconds, process_seconds, others_seconds = usage.read()
     marks = module.starts[between - 1 :: between]
     intervals = [stop - start for start, stop in itertools.pairwise(marks)]
     shutil.rmtree(folder, ignore_errors=True)
     hooks = clock.by_hook()
     return Training(harvested, seconds, process_seconds, others_seconds, intervals, hooks, writer.seconds)
+
+
+class UsageClock:
+    """Wall time, CPU time of this process and CPU time of all else on the machine, since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), time.process_time(), machine_seconds()
+
+    def read(self) -> tuple[float, float, float]:
+        """The three, in seconds."""
+        wall, process, machine = self._start
+        own = time.process_time() - process
+        return time.perf_counter() - wall, own, max(0.0, machine_seconds() - machine - own)
+
+    def others_share(self) -> float:
+        """The part of all cores that others took."""
+        wall, _, others = self.read()
+        return others / wall / len(os.sched_getaffinity(0))
 
 
 def machine_seconds() -> float:
@@ -764,6 +781,7 @@ def main() -> None:
         "command": shlex.join(["python", "-m", "benchmarks.harvest", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": describe_machine(device, arguments.folder),
+        "others_share": {},
         "results": {},
     }
     rows: list[Row] = []
@@ -771,13 +789,17 @@ def main() -> None:
         say(f"{part} ...")
         with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=arguments.folder) as folder:
             options = Options(arguments.seconds, arguments.rounds, arguments.pairs, device, Path(folder))
+            usage = UsageClock()
             result = PARTS[part](options)
+            document["others_share"][part] = usage.others_share()
         document["results"][part] = asdict(result)
         rows += result.rows()
     document["table"] = format_table(("measured", "value", "target", "", "details"), [row.cells() for row in rows])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(document["table"])
+    others = ", ".join(f"{share:.1%} during {part}" for part, share in document["others_share"].items())
+    print(f"\nOther processes took of the machine's CPU: {others}.")
 
 
 if __name__ == "__main__":
