@@ -513,9 +513,10 @@ def test_a_checkpoint_tells_of_a_snapshot_that_is_still_being_written(
 def test_a_snapshot_that_was_killed_before_its_metrics_gets_them(tmp_path: Path) -> None:
     own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_on_train_epoch_end=True)
     fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=1, enable_checkpointing=True)
-    with to_write(tmp_path / "h") as store:
-        (whole,) = store.snapshots
-        store.set_metrics(4, {})
+    (whole,) = SnapshotStore.open(tmp_path / "h").snapshots
+    manifest = json.loads((tmp_path / "h" / "manifest.json").read_text())
+    manifest["snapshots"][0]["metrics"] = {}
+    (tmp_path / "h" / "manifest.json").write_text(json.dumps(manifest))
     path = tmp_path / "own" / "epoch=0.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     (key,) = (key for key in checkpoint["callbacks"] if "Harvester" in key)

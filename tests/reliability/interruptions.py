@@ -78,6 +78,7 @@ class SlowDisk:
 def train(root: Path, interrupt: Interrupt | None) -> None:
     """Train for ten epochs, from the last checkpoint if there is one."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background are started without it
     warnings.simplefilter("ignore")
     seed_everything(0, verbose=False)
     local.os = SlowDisk()  # type: ignore[assignment]

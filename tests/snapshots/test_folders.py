@@ -181,6 +181,17 @@ def test_a_remote_write_that_fails(remote: str, monkeypatch: pytest.MonkeyPatch,
     assert files == {"manifest.json", *(snapshot.file for snapshot in SnapshotStore.open(remote).snapshots)}
 
 
+def test_a_remote_upload_that_is_cut_off(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SnapshotStore.create(remote, "run", {}) as store:
+        kind = type(fsspec.filesystem("memory"))
+        real = kind.info
+        monkeypatch.setattr(kind, "info", lambda self, path, **_: {**real(self, path), "size": 7})
+        with pytest.raises(SnapshotError, match="7 bytes arrived"):
+            commit(store, 0)
+        monkeypatch.undo()
+        assert not fsspec.filesystem("memory").exists("/bucket/run/manifest.json")
+
+
 def test_a_remote_object_store_never_shows_a_manifest_before_its_weights(remote: str) -> None:
     order: list[str] = []
     folder = open_folder(remote)
