@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,12 +108,12 @@ MUTATIONS = [
 def main() -> None:
     """Run the check and write which test file noticed each mutation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="part of a guard's name")
+    parser.add_argument("--only", help="part of a guard's name; the other results are kept")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mutations.json"))
     options = parser.parse_args()
     repository = Path(__file__).parent.parent
     results: dict[str, str | None] = {}
-    start = time.monotonic()
+    earlier = json.loads(options.out.read_text())["noticed_by"] if options.only and options.out.exists() else {}
     with tempfile.TemporaryDirectory(prefix="ckptkd-") as scratch:
         copy = Path(scratch) / "copy"
         for name in (_PACKAGE, "tests", "configs"):
@@ -125,19 +124,18 @@ def main() -> None:
                 continue
             results[mutation.guard] = _try(copy, mutation)
             print(f"{mutation.guard}: {results[mutation.guard] or 'NOT NOTICED'}", flush=True)
-    if options.only is None:
-        missed = [guard for guard, noticed in results.items() if noticed is None]
-        document = {
-            "command": "python -m benchmarks.mutations",
-            "cores": os.cpu_count(),
-            "seconds": round(time.monotonic() - start),
-            "mutations": len(results),
-            "noticed": len(results) - len(missed),
-            "not_noticed": missed,
-            "noticed_by": results,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    noticed_by = {**earlier, **results}
+    missed = [guard for guard, noticed in noticed_by.items() if noticed is None]
+    document = {
+        "command": "python -m benchmarks.mutations",
+        "cores": os.cpu_count(),
+        "mutations": len(noticed_by),
+        "noticed": len(noticed_by) - len(missed),
+        "not_noticed": missed,
+        "noticed_by": noticed_by,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _try(copy: Path, mutation: Mutation) -> str | None:

@@ -79,9 +79,9 @@ def nested(depth: int, width: int) -> object:
     return value
 
 
-def with_attribute() -> torch.Tensor:
+def with_attribute(name: str) -> torch.Tensor:
     value = torch.ones(2)
-    value.detach = 5  # type: ignore[assignment,method-assign]
+    setattr(value, name, 5)
     return value
 
 
@@ -95,7 +95,9 @@ ODD_CHECKPOINTS: dict[str, Any] = {
     "sparse tensor": document(state_dict={"a": torch.eye(2).to_sparse()}),
     "meta tensor": document(state_dict={"a": torch.ones(2, device="meta")}),
     "tensor of 4 TiB in 4 bytes": document(state_dict={"a": torch.ones(1).expand(2**40)}),
-    "tensor with an attribute": document(state_dict={"a": with_attribute()}),
+    "tensor of 64 MiB in 4 bytes": document(state_dict={"a": torch.ones(1).expand(2**24)}),
+    "tensor with an attribute": document(state_dict={"a": with_attribute("detach")}),
+    "tensor without a size": document(state_dict={"a": with_attribute("numel")}),
     "weights without items": document(state_dict=shadowed("items", {"a": torch.ones(2)})),
     "document without get": shadowed("get", document()),
     "step beyond 64 bits": document(global_step=2**63),
