@@ -156,9 +156,11 @@ class CheckpointHarvester(Callback):
         self._learning_rate = restored.get("learning_rate", self._learning_rate)
         self._earlier_metrics = restored.get("metrics", {})
         weights = module_weights(pl_module, self.submodule)  # every rank: sharded modules need it
-        if not any(is_lazy(value) for value in weights.values()):  # what can't be harvested shows now
-            self.retention.check_room(self._plan(weights).data_bytes)
-        self.folder = on_rank_zero(lambda: self._open(trainer, pl_module, restored))
+        layout = None
+        if not any(is_lazy(value) for value in weights.values()):
+            layout = self._plan(weights)  # what can't be harvested shows now
+            self.retention.check_room(layout.data_bytes)
+        self.folder = on_rank_zero(lambda: self._open(trainer, pl_module, restored, layout))
         self._active = True
         unstored: dict[str, Any] = restored.get("unstored") or {}
         told = unstored.get("global_step") == trainer.global_step
@@ -212,7 +214,14 @@ class CheckpointHarvester(Callback):
         self._record_metrics(trainer)
         if self._active:
             self._active = False
-            on_rank_zero(lambda: self._finish(trainer.global_step))
+            on_rank_zero(lambda: self._finish(forget_after=trainer.global_step))
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored.get("unstored"):  # training was complete, so that it did not start again
+            self.on_train_start(trainer, pl_module)
+            self._active = False
+            on_rank_zero(self._finish)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -233,7 +242,9 @@ class CheckpointHarvester(Callback):
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         return _join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, FOLDER_NAME)
 
-    def _open(self, trainer: Trainer, pl_module: LightningModule, restored: Mapping[str, Any]) -> str:
+    def _open(
+        self, trainer: Trainer, pl_module: LightningModule, restored: Mapping[str, Any], layout: Layout | None
+    ) -> str:
         """Open the store and the thread that writes to it."""
         assert self.folder is not None
         folder, resumed = self.folder, restored.get("folder")
@@ -254,6 +265,8 @@ class CheckpointHarvester(Callback):
             pinned=trainer.strategy.root_device.type == "cuda",
             on_wait=_say_wait,
         )
+        if layout is not None:
+            self._recorder.warm_up(layout)
         return str(store.folder)
 
     def _is_missing(self, entry: dict[str, Any]) -> bool:
@@ -344,10 +357,11 @@ class CheckpointHarvester(Callback):
         recorder.flush()
         return None
 
-    def _finish(self, global_step: int) -> None:
+    def _finish(self, forget_after: int | None = None) -> None:
         recorder, self._recorder = self._recorder, None
         assert recorder is not None
-        recorder.forget_after(global_step)
+        if forget_after is not None:
+            recorder.forget_after(forget_after)
         recorder.close()
         self._tell(recorder.take_problems())
 

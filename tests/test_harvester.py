@@ -362,7 +362,9 @@ def test_room_in_memory_that_can_not_be_had(tmp_path: Path, monkeypatch: pytest.
         raise MemoryError("no memory")
 
     monkeypatch.setattr(HostCopy, "reserve", refuse)
-    with pytest.warns(UserWarning, match=r"the snapshot at step \d+ is not taken: no memory\. Training goes on"):
+    with pytest.warns(
+        UserWarning, match=r"the (snapshot at step \d+ is not taken|.* is not stored): .*no memory\. Training goes on"
+    ):
         trainer = fit(tmp_path, CheckpointHarvester(tmp_path / "h"))
     assert trainer.current_epoch == 4
 
@@ -526,6 +528,24 @@ def test_a_snapshot_that_was_killed_before_its_metrics_gets_them(tmp_path: Path)
     trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=2, enable_checkpointing=True)
     trainer.fit(Project(), DigitsData(), ckpt_path=path)
     assert SnapshotStore.open(tmp_path / "h").snapshots[0] == whole
+
+
+def test_the_last_snapshot_is_made_up_for_though_training_is_complete(tmp_path: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_on_train_epoch_end=True)
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=2, enable_checkpointing=True)
+    whole = SnapshotStore.open(tmp_path / "h").snapshots
+    path = tmp_path / "own" / "epoch=1.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    (key,) = (key for key in checkpoint["callbacks"] if "Harvester" in key)
+    fields = ("epoch", "global_step", "learning_rate", "metrics", "sha256")
+    checkpoint["callbacks"][key]["unstored"] = {name: getattr(whole[1], name) for name in fields}
+    torch.save(checkpoint, path)
+    with to_write(tmp_path / "h") as store:
+        store.forget_after(4)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=2, enable_checkpointing=True)
+    trainer.fit(Project(), DigitsData(), ckpt_path=path)
+    assert SnapshotStore.open(tmp_path / "h").snapshots == whole
+    to_write(tmp_path / "h").close()  # the lock was given back
 
 
 def test_a_checkpoint_without_the_snapshots_weights_does_not_make_a_wrong_one(tmp_path: Path) -> None:

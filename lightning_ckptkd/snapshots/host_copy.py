@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -40,6 +41,7 @@ _CODES = {
     torch.complex64: "C64",
 }
 _METADATA = "__metadata__"
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,10 @@ class HostCopy:
         self._copied = None
         self._sha256 = None
 
+    def touch(self) -> None:
+        """Have the memory mapped before it is needed: the first use of fresh pages costs more than the copy."""
+        self._memory.zero_()
+
     def fill(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights of the reserved layout.
 
@@ -187,7 +193,7 @@ class HostCopy:
         """Whether weights equal this copy, bit for bit."""
         self.wait_until_copied()
         return all(
-            torch.equal(_bits(mine), _bits(weights[name].detach().to(device="cpu", dtype=mine.dtype)))
+            torch.equal(_as_integers(mine), _as_integers(_on_cpu(weights[name], mine.dtype)))
             for name, mine in self.tensors().items()
         )
 
@@ -233,7 +239,16 @@ def join_gathering(weights: Mapping[str, Tensor], layout: Layout) -> None:
 
 def _copy(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, wait: bool) -> None:
     for name, target in targets.items():
-        target.copy_(_full(Tensor.detach(weights[name])), non_blocking=not wait)
+        value = _full(Tensor.detach(weights[name]))
+        if value.is_cpu and value.dtype == target.dtype and not value.is_conj() and not value.is_neg():
+            # One thread is enough for memory, and torch's threads stumble where data loaders keep the cores busy.
+            numpy.copyto(_as_integers(target).numpy(), _as_integers(value).numpy())
+        else:
+            target.copy_(value, non_blocking=not wait)
+
+
+def _on_cpu(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.detach().to(device="cpu", dtype=dtype).resolve_conj().resolve_neg()
 
 
 def _full(value: Tensor) -> Tensor:
@@ -254,9 +269,9 @@ def _stored_as(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if narrower and dtype is not None else value.dtype
 
 
-def _bits(value: Tensor) -> Tensor:
-    """The tensor's bytes: NaN equals itself."""
-    return value.contiguous().flatten().view(torch.uint8)
+def _as_integers(value: Tensor) -> Tensor:
+    """The same memory as integers of the same width: NaN equals itself."""
+    return value.view(_INTEGERS[value.itemsize])
 
 
 def _check_storable(name: str, value: Tensor) -> None:

@@ -53,6 +53,21 @@ class Recorder:
         self._freed = threading.Condition()
         self._unstored: dict[int, HostCopy] = {}
 
+    def warm_up(self, layout: Layout) -> None:
+        """Have the memory of the first copy made ready by the thread, while training begins."""
+        with self._freed:
+            self._made += 1
+
+        def work() -> None:
+            copy = HostCopy(self._pinned)
+            try:
+                copy.reserve(layout)
+                copy.touch()
+            finally:
+                self._release(copy)
+
+        self._submit(work, "memory for the first snapshot")
+
     def reserve(self, layout: Layout) -> HostCopy:
         """Room for one snapshot; waits where two are still unwritten."""
         with self._freed:

@@ -75,6 +75,8 @@ class LocalFolder(Folder):
                     for part in parts:
                         _write_all(descriptor, part)
                     os.fsync(descriptor)
+                    with contextlib.suppress(OSError):  # keep the training data in the cache rather than this
+                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 finally:
                     os.close(descriptor)
                 os.replace(temporary, self.path / name)
