@@ -344,7 +344,8 @@ class CheckpointHarvester(Callback):
         """What a checkpoint must tell of the last snapshot; None once that is on disk.
 
         A run that is killed between the checkpoint and the snapshot makes up for it when it resumes, since the
-        checkpoint holds the same weights. Where they have moved on since, the checkpoint waits for the snapshot.
+        checkpoint holds the same weights. Where they have moved on since, the checkpoint waits for the snapshot, and in
+        any case for those before it.
         """
         step = self._last_entry.get("global_step")
         copy = None if step is None else recorder.unstored(step)
@@ -353,6 +354,7 @@ class CheckpointHarvester(Callback):
             whole = not is_sharded(dict(module.named_parameters()))
             with contextlib.suppress(CkptKDError, MemoryError, RuntimeError):  # the writer tells what is wrong with it
                 if whole and copy.matches(module_weights(module, self.submodule)):
+                    recorder.flush_before(step)
                     return {"metrics": {}, **self._last_entry, "sha256": copy.sha256()}
         recorder.flush()
         return None

@@ -52,6 +52,7 @@ class Recorder:
         self._made = 0
         self._freed = threading.Condition()
         self._unstored: dict[int, HostCopy] = {}
+        self._commits: dict[int, Future[None]] = {}  # the last one's
 
     def warm_up(self, layout: Layout) -> None:
         """Have the memory of the first copy made ready by the thread, while training begins."""
@@ -101,7 +102,7 @@ class Recorder:
                 self._unstored.pop(global_step, None)
                 self._release(copy)
 
-        self._submit(write, f"the snapshot at step {global_step}")
+        self._commits = {global_step: self._submit(write, f"the snapshot at step {global_step}")}
 
     def set_metrics(self, global_step: int, metrics: Mapping[str, float | None]) -> None:
         """Have the metrics of a snapshot recorded."""
@@ -114,6 +115,14 @@ class Recorder:
     def unstored(self, global_step: int) -> HostCopy | None:
         """The copy of the snapshot at a step, if it is still being written; valid until the next :meth:`reserve`."""
         return self._unstored.get(global_step)
+
+    def flush_before(self, global_step: int) -> None:
+        """Wait until everything is done that was asked for before the snapshot at a step."""
+        commit = self._commits.get(global_step)
+        for job in list(self._jobs):
+            if job is commit:
+                break
+            job.exception()
 
     def take_problems(self) -> list[CkptKDError]:
         """What went wrong since the last call."""
@@ -133,7 +142,7 @@ class Recorder:
         finally:
             self.store.close()
 
-    def _submit(self, job: Callable[[], None], what: str) -> None:
+    def _submit(self, job: Callable[[], None], what: str) -> Future[None]:
         def run() -> None:
             try:
                 job()
@@ -144,6 +153,7 @@ class Recorder:
 
         self._jobs = [future for future in self._jobs if not future.done()]
         self._jobs.append(self._thread.submit(run))
+        return self._jobs[-1]
 
     def _release(self, copy: HostCopy) -> None:
         with self._freed:

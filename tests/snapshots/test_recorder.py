@@ -87,6 +87,25 @@ def test_what_is_not_stored_yet(recorder: Recorder) -> None:
     recorder.close()
 
 
+def test_waiting_for_all_but_the_last(recorder: Recorder) -> None:
+    take(recorder, 0)
+    recorder.set_metrics(1, {"loss": 0.5})
+    held = threading.Event()
+    recorder._submit(lambda: (held.set(), GatedStore.gate.clear())[1], "the gate")
+    take(recorder, 1)
+    thread = threading.Thread(target=lambda: recorder.flush_before(2))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    GatedStore.gate.set()
+    thread.join(30)
+    assert held.is_set()
+    assert recorder.store.snapshots[0].metrics == {"loss": 0.5}
+    assert recorder.unstored(2) is not None, "the last one is not waited for"
+    GatedStore.gate.set()
+    recorder.close()
+
+
 def test_a_failure_is_kept_and_the_next_snapshot_is_stored(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
