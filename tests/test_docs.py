@@ -1,0 +1,22 @@
+"""Figures in the docs are those of the files under benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.reliability import make_table
+
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+RELIABILITY = (REPOSITORY / "docs" / "reliability.md").read_text()
+
+
+def test_the_experiments_table() -> None:
+    assert make_table(json.loads((RESULTS / "reliability.json").read_text())) in RELIABILITY
+
+
+def test_the_mutations() -> None:
+    result = json.loads((RESULTS / "mutations.json").read_text())
+    assert f"{result['noticed']} of {result['mutations']} were noticed" in RELIABILITY
+    assert result["not_noticed"] == []
