@@ -194,6 +194,15 @@ class SnapshotStore:
         Raises:
             SnapshotError: If the file is missing, a link, of another size or hash, or no safetensors file.
         """
+        data = self._read_verified(snapshot)
+        try:
+            tensors: dict[str, Tensor] = safetensors.torch.load(data)
+            tensors.update({name: tensors[stored] for name, stored in read_ties(data).items()})
+        except Exception as error:  # the library's error type is not part of its interface
+            raise SnapshotError(f"{self.folder / snapshot.file} is not a safetensors file: {error}.") from error
+        return tensors
+
+    def _read_verified(self, snapshot: Snapshot) -> bytes:
         data = self.folder.read(snapshot.file, size=snapshot.size)
         path = self.folder / snapshot.file
         if hashlib.sha256(data).hexdigest() != snapshot.sha256:  # before a tensor is made
@@ -201,19 +210,14 @@ class SnapshotStore:
                 f"{path} does not have the SHA-256 that the manifest says: its content was changed. "
                 "Restore it from a copy or harvest again; it is not used."
             )
-        try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(data)
-            tensors.update({name: tensors[stored] for name, stored in read_ties(data).items()})
-        except Exception as error:  # the library's error type is not part of its interface
-            raise SnapshotError(f"{path} is not a safetensors file: {error}.") from error
-        return tensors
+        return data
 
     def _is_intact(self, snapshot: Snapshot) -> bool:
         try:
-            data = self.folder.read(snapshot.file, size=snapshot.size)
+            self._read_verified(snapshot)
         except SnapshotError:
             return False
-        return hashlib.sha256(data).hexdigest() == snapshot.sha256
+        return True
 
     def _replace(self, snapshots: list[Snapshot]) -> None:
         """Make these the harvest's snapshots; files that are no longer named go last."""
