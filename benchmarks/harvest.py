@@ -322,7 +322,7 @@ class BlockResult:
             times = f"{self.harvester_synchronised} against {self.model_checkpoint_synchronised}"
             rows.append(Row("the same, until the GPU is idle", self.ratio_synchronised, BLOCK_TARGET, times))
         times = f"{self.harvester_beside_full} against {self.model_checkpoint}"
-        rows.append(Row("the same, beside a full ModelCheckpoint", self.ratio_beside_full, BLOCK_TARGET, times))
+        rows.append(Row("the same, beside a full ModelCheckpoint", self.ratio_beside_full, None, times))
         return rows
 
 

@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.fields import is_text, shown
 from lightning_ckptkd.snapshots.folders import Part
-from lightning_ckptkd.snapshots.weights import find_non_finite
 
 #: Storage types by the name that an option gives them.
 STORED_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -161,7 +160,7 @@ class HostCopy:
 
     def touch(self) -> None:
         """Have the memory mapped before it is needed: the first use of fresh pages costs more than the copy."""
-        self._memory.zero_()
+        self._memory.numpy().fill(0)  # not torch, see parts()
 
     def fill(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights of the reserved layout.
@@ -200,14 +199,19 @@ class HostCopy:
     def parts(self) -> list[Part]:
         """The safetensors file, in two pieces that follow each other.
 
+        Runs beside training, and so without torch: one operation on a second thread gives that thread OpenMP workers
+        of its own, and from then on all of training is slower (1.4 times, on two cores), since OpenMP takes the
+        cores for overbooked.
+
         Raises:
             SnapshotError: If a tensor does not fit the type that it is stored as.
         """
         self.wait_until_copied()
         halves = {name: value for name, value in self.tensors().items() if value.dtype == torch.float16}
-        if overflown := find_non_finite(halves):
+        overflown = [name for name, value in halves.items() if not numpy.isfinite(value.numpy()).all()]
+        if overflown:
             raise SnapshotError(
-                f"{overflown!r} holds values beyond fp16 (or NaN), so the snapshot would be wrong. Use dtype='bf16', "
+                f"{overflown[0]!r} holds values beyond fp16 (or NaN), so the snapshot would be wrong. Use dtype='bf16', "
                 "or leave dtype out."
             )
         data = self._memory[: self.layout.data_bytes].numpy().data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,28 @@ def test_narrower_types(tmp_path: Path) -> None:
         assert torch.equal(stored[name], value.to(stored[name].dtype))
     with pytest.raises(SnapshotError, match=r"'a' holds values beyond fp16 .*Use dtype='bf16'"):
         copy_of({"a": torch.tensor([1e6])}, torch.float16).parts()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_what_runs_beside_training_leaves_its_openmp_threads_alone(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    weights = {"a": torch.randn(1_000_000)}
+    copy = copy_of(weights, dtype)
+    native = []
+
+    def run_beside() -> None:
+        before = len(os.listdir("/proc/self/task"))
+        copy.touch()
+        copy.sha256()
+        with SnapshotStore.create(tmp_path / "h", "run", {}) as store:
+            store.commit(copy, epoch=0, global_step=1)
+        native.append(len(os.listdir("/proc/self/task")) - before)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        thread = threading.Thread(target=run_beside)
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(threads)
+    assert native == [0], "a second team of threads slows all of training down"
