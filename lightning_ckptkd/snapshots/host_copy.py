@@ -207,8 +207,8 @@ class HostCopy:
             SnapshotError: If a tensor does not fit the type that it is stored as.
         """
         self.wait_until_copied()
-        halves = {name: value for name, value in self.tensors().items() if value.dtype == torch.float16}
-        overflown = [name for name, value in halves.items() if not numpy.isfinite(value.numpy()).all()]
+        halves = {name: value.numpy() for name, value in self.tensors().items() if value.dtype == torch.float16}
+        overflown = [name for name, values in halves.items() if not numpy.isfinite(values).all()]
         if overflown:
             raise SnapshotError(
                 f"{overflown[0]!r} holds values beyond fp16 (or NaN), so the snapshot would be wrong. Use dtype='bf16', "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -28,6 +27,10 @@ def round_trip(folder: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     with SnapshotStore.create(folder / "h", "run", {}) as store:
         snapshot = store.commit(weights, epoch=0, global_step=1)
     return SnapshotStore.open(folder / "h").load(snapshot)
+
+
+def count_native_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def bits(value: Tensor) -> bytes:
@@ -162,12 +165,12 @@ def test_what_runs_beside_training_leaves_its_openmp_threads_alone(tmp_path: Pat
     native = []
 
     def run_beside() -> None:
-        before = len(os.listdir("/proc/self/task"))
+        before = count_native_threads()
         copy.touch()
         copy.sha256()
         with SnapshotStore.create(tmp_path / "h", "run", {}) as store:
             store.commit(copy, epoch=0, global_step=1)
-        native.append(len(os.listdir("/proc/self/task")) - before)
+        native.append(count_native_threads() - before)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
