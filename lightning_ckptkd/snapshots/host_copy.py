@@ -207,8 +207,8 @@ class HostCopy:
             SnapshotError: If a tensor does not fit the type that it is stored as.
         """
         self.wait_until_copied()
-        halves = {name: value.numpy() for name, value in self.tensors().items() if value.dtype == torch.float16}
-        overflown = [name for name, values in halves.items() if not numpy.isfinite(values).all()]
+        halves = {name: half.numpy() for name, half in self.tensors().items() if half.dtype == torch.float16}
+        overflown = [name for name, half in halves.items() if not numpy.isfinite(half).all()]
         if overflown:
             raise SnapshotError(
                 f"{overflown[0]!r} holds values beyond fp16 (or NaN), so the snapshot would be wrong. Use dtype='bf16', "
