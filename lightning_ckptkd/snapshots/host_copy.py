@@ -211,8 +211,8 @@ class HostCopy:
         overflown = [name for name, half in halves.items() if not numpy.isfinite(half).all()]
         if overflown:
             raise SnapshotError(
-                f"{overflown[0]!r} holds values beyond fp16 (or NaN), so the snapshot would be wrong. Use dtype='bf16', "
-                "or leave dtype out."
+                f"{overflown[0]!r} holds values beyond fp16 (or NaN), so the snapshot would be wrong. "
+                "Use dtype='bf16', or leave dtype out."
             )
         data = self._memory[: self.layout.data_bytes].numpy().data
         return [self.layout.header(), data]
