@@ -396,7 +396,7 @@ class Training:
         seconds: Wall time of ``Trainer.fit``.
         process_seconds: CPU time of the process meanwhile.
         others_seconds: CPU time of all else on the machine meanwhile, the kernel's writing of our files included.
-        intervals: Seconds from one snapshot to the next, or between the same steps without.
+        intervals: Seconds between steps at which there are snapshots in a run with all of them.
         hooks: Seconds in each hook of the harvester.
         writer_seconds: CPU time of the harvester's thread.
     """
@@ -422,7 +422,7 @@ class SettingResult:
     runs: list[Training]
     pair_ratios: list[float]
     ratio: float
-    ratio_of_intervals: float
+    every_other: Spread
     baseline_spread: float
     others_share: float
     blocked_share: float
@@ -433,11 +433,11 @@ class SettingResult:
         pairs = ", ".join(f"{ratio:.4f}" for ratio in self.pair_ratios)
         spread = f"pairs {pairs}; runs without harvest differ by {self.baseline_spread:.1%}"
         others = f"other processes took {self.others_share:.1%} of the CPU"
-        intervals = f"{self.snapshots} snapshots a run, every {self.steps_between} steps"
+        intervals = f"{len(self.every_other.raw)} snapshots; the middle half {quartiles(self.every_other)}"
         whole, part = f"time with harvest / without, {self.setting}", "of the run with harvest: "
         return [
             Row(whole, self.ratio, OVERHEAD_TARGET, f"{spread}; {others}", self.baseline_spread),
-            Row("from snapshot to snapshot", self.ratio_of_intervals, OVERHEAD_TARGET, intervals, self.baseline_spread),
+            Row("one run: an interval with a snapshot / without", self.every_other.median, OVERHEAD_TARGET, intervals),
             Row(f"{part}training blocked", self.blocked_share, OVERHEAD_TARGET - 1),
             Row(f"{part}training blocked or the writer's CPU busy", self.blocked_and_writer_share, None),
         ]
@@ -477,11 +477,25 @@ def measure_setting(name: str, threads: int, options: Options) -> SettingResult:
         for harvested in (False, True) if pair % 2 == 0 else (True, False):
             runs.append(train(options, steps, between, harvested))
             say(f"  {name}, {'with' if harvested else 'without'} harvest: {runs[-1].seconds:.2f} s")
-    return _setting_result(name, threads, steps, between, snapshots, runs)
+    every_other = train(options, (2 * snapshots + 3) * between, between, harvested=True, every=2)
+    return _setting_result(
+        name, threads, steps, between, snapshots, runs, Spread.of(ratios_of_every_other(every_other))
+    )
+
+
+def ratios_of_every_other(run: Training) -> list[float]:
+    """Each interval with a snapshot against the mean of its neighbours without: a machine's drift cancels."""
+    times = run.intervals  # the first is without a snapshot
+    return [2 * times[place] / (times[place - 1] + times[place + 1]) for place in range(1, len(times) - 1, 2)]
+
+
+def quartiles(spread: Spread) -> str:
+    """The range of the middle half of some ratios."""
+    return f"{spread.quartiles[0]:.3f} to {spread.quartiles[1]:.3f}"
 
 
 def _setting_result(
-    name: str, threads: int, steps: int, between: int, snapshots: int, runs: list[Training]
+    name: str, threads: int, steps: int, between: int, snapshots: int, runs: list[Training], every_other: Spread
 ) -> SettingResult:
     harvested = [run for run in runs if run.harvested]
     plain = [run for run in runs if not run.harvested]
@@ -490,9 +504,6 @@ def _setting_result(
     total = sum(run.seconds for run in harvested)
     blocked = sum(sum(run.hooks.values()) for run in harvested)
     writing = sum(run.writer_seconds for run in harvested)
-    interval, plain_interval = (
-        statistics.median([seconds for run in side for seconds in run.intervals]) for side in (harvested, plain)
-    )
     return SettingResult(
         name,
         threads,
@@ -502,7 +513,7 @@ def _setting_result(
         runs,
         ratios,
         statistics.median(ratios),
-        interval / plain_interval,
+        every_other,
         (max(seconds) - min(seconds)) / statistics.median(seconds),
         sum(run.others_seconds for run in runs) / sum(run.seconds for run in runs) / len(os.sched_getaffinity(0)),
         blocked / total,
@@ -520,13 +531,13 @@ def step_seconds(options: Options) -> float:
     return min(seconds) / steps
 
 
-def train(options: Options, steps: int, between: int, harvested: bool) -> Training:
-    """Train a ResNet-50 for some steps, always the same ones."""
+def train(options: Options, steps: int, between: int, harvested: bool, every: int = 1) -> Training:
+    """Train a ResNet-50 for some steps, always the same ones; a snapshot at every n-th interval's start."""
     gc.collect()
     torch.manual_seed(0)
     folder = options.folder / "overhead"
     module = Worker(resnet50(weights=None))
-    harvester = CheckpointHarvester(folder, every_n_train_steps=between)
+    harvester = CheckpointHarvester(folder, every_n_train_steps=every * between)
     clock, writer = HookClock(harvester), WriterClock()
     callbacks = [writer, harvester] if harvested else []
     trainer = quiet_trainer(options.device, options.folder, callbacks, max_epochs=1, max_steps=steps)
