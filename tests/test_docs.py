@@ -20,3 +20,7 @@ def test_the_mutations() -> None:
     result = json.loads((RESULTS / "mutations.json").read_text())
     assert f"{result['noticed']} of {result['mutations']} were noticed" in RELIABILITY
     assert result["not_noticed"] == []
+
+
+def test_what_a_harvest_costs() -> None:
+    assert json.loads((RESULTS / "harvest.json").read_text())["table"] in RELIABILITY
