@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
+from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, JointChoice, Selection
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
 PICTURE_NAME = "selection.png"
@@ -39,16 +39,17 @@ def format_selection(selection: Selection, store: SnapshotStore) -> str:
         [
             f"{candidate.epoch}",
             f"{candidate.global_step}",
-            _number(candidate.input_information),
-            _number(candidate.label_information),
-            _number(candidate.accuracy, percent=True),
-            _number(candidate.score),
+            _number(candidate.input_information, candidate.input_error),
+            _number(candidate.label_information, candidate.label_error),
+            "" if candidate.accuracy is None else f"{100 * candidate.accuracy:.1f}",
+            _number(candidate.score, candidate.score_error),
             "" if candidate.rank is None else str(candidate.rank),
             "chosen" if candidate.file in selection.chosen else "excluded" if candidate.excluded else "",
         ]
         for candidate in selection.candidates
     ]
     header = ["epoch", "step", "I(X;F) nats", "I(Y;F) nats", "accuracy %", "score", "rank", ""]
+    epochs = {candidate.file: f"epoch {candidate.epoch}" for candidate in selection.candidates}
     notes = [
         f"{candidate.file} is excluded: {candidate.excluded}"
         for candidate in selection.candidates
@@ -57,6 +58,12 @@ def format_selection(selection: Selection, store: SnapshotStore) -> str:
     title = f"{len(selection.chosen)} of {len(rows)} snapshots chosen by rule {selection.rule!r}"
     if selection.probe:
         title += f" on {selection.probe['size']} probe samples, H(Y) = {selection.probe['label_entropy']:.3f} nats"
+    notes += [
+        f"joint choice: {', '.join(epochs[step.file] for step in selection.joint[: place + 1])}: "
+        f"I(X;F) {_number(step.input_information)}, I(Y;F) {_number(step.label_information)} nats, "
+        f"adds {_number(step.gain, step.gain_error)} to the score"
+        for place, step in enumerate(selection.joint)
+    ]
     files = f"Written: {store.folder / SELECTION_NAME}, {store.folder / PICTURE_NAME}"
     return "\n".join([title, format_table(header, rows), *notes, files])
 
@@ -80,14 +87,20 @@ def draw_selection(selection: Selection, store: SnapshotStore) -> None:
     plane, course = figure.subplots(1, 2)
     usable = [candidate for candidate in selection.candidates if candidate.excluded is None]
     chosen = [candidate for candidate in usable if candidate.file in selection.chosen]
-    _draw_plane(figure, plane, usable, chosen)
+    _draw_plane(figure, plane, usable, chosen, selection.joint)
     _draw_course(course, usable, chosen, selection.rule)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     store.folder.write(PICTURE_NAME, [buffer.getvalue()], store.manifest.tag)
 
 
-def _draw_plane(figure: Figure, axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candidate]) -> None:
+def _draw_plane(
+    figure: Figure,
+    axes: Axes,
+    usable: Sequence[Candidate],
+    chosen: Sequence[Candidate],
+    joint: Sequence[JointChoice],
+) -> None:
     axes.set(title="Information plane", xlabel="I(X;F) (nats)", ylabel="I(Y;F) (nats)")
     points = [candidate for candidate in usable if candidate.input_information is not None]
     if not points:
@@ -118,6 +131,31 @@ def _draw_plane(figure: Figure, axes: Axes, usable: Sequence[Candidate], chosen:
         zorder=3,
         label="chosen",
     )
+    axes.errorbar(
+        _values(points, "input_information"),
+        _values(points, "label_information"),
+        xerr=[candidate.input_error or 0.0 for candidate in points],
+        yerr=[candidate.label_error or 0.0 for candidate in points],
+        fmt="none",
+        ecolor=_GREY,
+        elinewidth=0.8,
+        zorder=1,
+    )
+    if joint:
+        axes.plot(
+            [step.input_information for step in joint],
+            [step.label_information for step in joint],
+            "--D",
+            color=_ORANGE,
+            ms=5,
+            lw=1,
+            zorder=3,
+            label="the set as it grows",
+        )
+        for number, step in enumerate(joint, start=1):
+            axes.annotate(
+                str(number), (step.input_information, step.label_information), (5, -10), textcoords="offset points"
+            )
     axes.margins(0.08)
     axes.legend(loc="best", markerscale=0.5)
     figure.colorbar(drawn, ax=axes, label="epoch", ticks=MaxNLocator(integer=True))
@@ -151,7 +189,7 @@ def _values(candidates: Sequence[Candidate], name: str) -> list[float]:
     return [float(getattr(candidate, name)) for candidate in candidates]
 
 
-def _number(value: float | None, *, percent: bool = False) -> str:
+def _number(value: float | None, error: float | None = None) -> str:
     if value is None:
         return ""
-    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"

@@ -24,7 +24,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.information.probe import collect_probe, first_samples
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
-from lightning_ckptkd.selecting import SelectionSettings, check_model, remove_score_files, select_snapshots
+from lightning_ckptkd.selecting import SelectionSettings, check_model, select_snapshots
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
@@ -39,27 +39,42 @@ class MISelector(Callback):
     For each snapshot, F being a layer's features: I(X;F), what they tell of the input, and I(Y;F), what they tell
     of the label. Both are normalised over the snapshots and added; the largest sums are chosen (Wang et al.,
     NeurIPS 2022). Both are lower bounds of *decodable* information, in nats: they depend on the estimator, which is
-    the same for each snapshot. Into the harvest's folder go ``selection.json`` and ``selection.png``, to the
-    terminal a table, to the loggers the numbers of each snapshot at its global step.
+    the same for each snapshot. Of scores that are within one standard error of each other, the later snapshot's counts
+    as the better one. Into the harvest's folder go ``selection.json`` and ``selection.png`` (and ``scores.json``, so
+    that no snapshot is scored twice), to the terminal a table, to the loggers the numbers of each snapshot at its
+    global step.
 
     Args:
         snapshots: The harvest's folder. None takes the one of the :class:`CheckpointHarvester` in the same Trainer.
-        rule: ``mi``, or a baseline: ``accuracy`` on the probe set, ``full`` (the last snapshot), ``half`` (the one
-            half-way through training), ``spaced`` (evenly over training, the last included).
-        num_teachers: How many to choose. None is 1 for ``full`` and ``half``, else 3 or all where there are fewer.
+        rule: ``mi``; ``mcmi``, what the predictions tell of the input beyond the label (arXiv 2401.08732); or a
+            baseline: ``accuracy`` on the probe set, ``full`` (the last snapshot), ``half`` (the one half-way through
+            training), ``spaced`` (evenly over training, the last included).
+        num_teachers: How many to choose. None is 1 for ``full`` and ``half``; for ``ensemble="greedy"`` as many as
+            add more than the standard error of what they add, 8 at most; else 3 or all where there are fewer.
+        ensemble: How a set is chosen from the scores: ``top``, the best; ``spaced``, the best that are no neighbours,
+            each 1 / (2 num_teachers) of training away from the others; ``greedy``, one after another by what the set
+            tells jointly, I(X; F1..Fk) and I(Y;F) of the mean logits.
+        feature: What F is: the output of a ``layer``, the ``logits``, or the ``probabilities`` at ``temperature``,
+            which is what a student sees.
         layer: Name of the module whose output is F, within what was harvested. None is the input of the last
-            ``nn.Linear`` that runs (and the last feature map for the convolutional decoder).
+            ``nn.Linear`` that runs (and the last feature map for the convolutional networks).
+        temperature: The student's T, for ``feature="probabilities"``.
         input_estimator: For I(X;F): ``gaussian``, a linear-Gaussian decoder in closed form, or ``convolutional``,
             the paper's decoder.
-        label_estimator: For I(Y;F): ``head``, the teacher's own last layer (what a student of its logits sees), or
-            ``logistic``, a multinomial logistic probe of the features.
+        label_estimator: For I(Y;F): ``head``, the teacher's own last layer with a fitted temperature (what a student
+            of its logits sees), ``logistic``, a multinomial logistic probe of the features, or ``convolutional``, the
+            paper's small classifier.
+        given_label: Whether to take I(X;F|Y), what F tells of X beyond the label, for I(X;F).
         input_weight: Weight of the normalised I(X;F).
         label_weight: Weight of the normalised I(Y;F).
-        normalisation: ``max`` divides each term by its largest value, ``minmax`` maps it to [0, 1].
+        normalisation: ``max`` divides each term by its largest value, ``minmax`` maps it to [0, 1], ``entropy``
+            divides by the most that it could be.
+        label_floor: Share of the largest I(Y;F), in [0, 1], below which a snapshot's I(X;F) does not count.
         probe: Dataloader of the probe set. None takes it from the run's data.
         probe_split: Which of the run's dataloaders: ``val``, ``train`` or ``test``; of several the first.
         probe_size: Number of probe samples, drawn with ``seed``.
-        decoder_steps: Training steps of the convolutional decoder.
+        likelihood: Of the convolutional decoder: the paper's ``bce``, ``continuous_bernoulli`` or ``gaussian``.
+        decoder_steps: Training steps of a convolutional network, at most.
         logits_key: Where the logits are, if the harvested module returns a tuple, mapping or object.
         batch_size: Probe samples a forward pass.
         seed: Seed of the draw, the folds and the decoder.
@@ -75,15 +90,21 @@ class MISelector(Callback):
         snapshots: str | Path | None = None,
         rule: str = "mi",
         num_teachers: int | None = None,
+        ensemble: str = "top",
+        feature: str = "layer",
         layer: str | None = None,
+        temperature: float = 5.0,
         input_estimator: str = "gaussian",
         label_estimator: str = "head",
+        given_label: bool = False,
         input_weight: float = 1.0,
         label_weight: float = 1.0,
         normalisation: str = "max",
+        label_floor: float = 0.0,
         probe: DataLoader[Any] | None = None,
         probe_split: str = "val",
         probe_size: int = 2000,
+        likelihood: str = "bce",
         decoder_steps: int = 300,
         logits_key: str | int | None = None,
         batch_size: int = 256,
@@ -93,12 +114,18 @@ class MISelector(Callback):
         self.settings = SelectionSettings(
             rule=rule,
             num_teachers=num_teachers,
+            ensemble=ensemble,
+            feature=feature,
             layer=layer,
+            temperature=temperature,
             input_estimator=input_estimator,
             label_estimator=label_estimator,
+            given_label=given_label,
             input_weight=input_weight,
             label_weight=label_weight,
             normalisation=normalisation,
+            label_floor=label_floor,
+            likelihood=likelihood,
             decoder_steps=decoder_steps,
             logits_key=logits_key,
             batch_size=batch_size,
@@ -301,6 +328,5 @@ def _seed_all(seed: int) -> None:
 
 def _publish(store: SnapshotStore, selection: Selection) -> None:
     selection.write(store)
-    remove_score_files(store)
     report.draw_selection(selection, store)
     print(report.format_selection(selection, store))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +67,60 @@ def test_the_same_student(roots: tuple[Path, Path]) -> None:
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-5)
     results = [json.loads((root / "result.json").read_text()) for root in roots]
     assert results[1] == pytest.approx(results[0], abs=0.011)
+
+
+def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path) -> None:
+    """203 samples and 4 snapshots do not divide by 1, 2 and 4 ranks alike."""
+    documents: dict[str, list[Any]] = {"top": [], "greedy": []}
+    for ranks in (1, 2, 4):
+        folder = tmp_path / str(ranks)
+        shutil.copytree(harvest, folder)
+        select_on(ranks, folder)
+        for ensemble, found in documents.items():
+            found.append(json.loads((folder / f"{ensemble}.json").read_text()))
+    for first, *others in documents.values():
+        assert len(others) == 2
+        for other in others:
+            assert other["chosen"] == first["chosen"]
+            assert other["probe"] == first["probe"]
+            for part in ("snapshots", "joint"):
+                assert [words(item) for item in other[part]] == [words(item) for item in first[part]]
+                for a, b in zip(first[part], other[part], strict=True):
+                    assert numbers(b) == pytest.approx(numbers(a), rel=1e-10)
+    assert len(documents["greedy"][0]["joint"]) == 2
+
+
+def select_on(ranks: int, folder: Path) -> None:
+    shared = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.processes.select_ranks", str(folder)],
+            cwd=REPOSITORY,
+            env={**os.environ, **shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, outputs
+
+
+def numbers(item: dict[str, Any]) -> list[float]:
+    return [value for value in item.values() if isinstance(value, float)]
+
+
+def words(item: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if not isinstance(value, float)}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def test_an_error_on_one_rank_ends_both_with_its_message(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from lightning_ckptkd import (
     SnapshotStore,
     TeacherError,
 )
+from lightning_ckptkd.information.cmi import cmi_parts
 from lightning_ckptkd.information.probe import collect_probe
 from lightning_ckptkd.selecting import SelectionSettings
+from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import ScoreFiles
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
 from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot
@@ -57,8 +60,13 @@ def test_when_fitting_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert entry["input_information"] > 0
         assert entry["label_information"] <= document["probe"]["label_entropy"]
         assert entry["score"] == pytest.approx(entry["input_term"] + entry["label_term"])
-    best_first = sorted(entries, key=lambda entry: -entry["score"])
+        assert 0 < entry["input_error"] < entry["input_information"]
+        assert 0 < entry["label_error"] < 0.2
+        assert entry["score_error"] >= 0
+    best_first = sorted(entries, key=lambda entry: entry["rank"])
     assert [entry["rank"] for entry in best_first] == [1, 2, 3, 4]
+    for better, worse in itertools.pairwise(best_first):
+        assert better["score"] >= worse["score"] - 2 * (better["score_error"] + worse["score_error"])
     assert document["chosen"] == [entry["file"] for entry in best_first[:2]]
     assert document["settings"]["seed"] == 0
     assert document["probe"]["size"] == 200
@@ -81,7 +89,7 @@ def test_the_callback_and_the_folder_alone_agree(trained: tuple[Path, Project], 
 
 
 @pytest.mark.parametrize("input_estimator", ["gaussian", "convolutional"])
-@pytest.mark.parametrize("label_estimator", ["head", "logistic"])
+@pytest.mark.parametrize("label_estimator", ["head", "logistic", "convolutional"])
 def test_estimators(harvest: Path, input_estimator: str, label_estimator: str) -> None:
     options = {"input_estimator": input_estimator, "label_estimator": label_estimator, "decoder_steps": 30}
     first = MISelector(**options).select(harvest, Project(), probe(), progress=False)
@@ -96,12 +104,78 @@ def test_weights_and_normalisation_decide(harvest: Path) -> None:
     def scores(**options: Any) -> list[Any]:
         return list(MISelector(**options).select(harvest, Project(), probe(), progress=False).candidates)
 
+    for candidate in scores(label_floor=1.0)[:1]:
+        assert candidate.input_term == 0
+    for candidate in scores(normalisation="entropy"):
+        assert 0 < candidate.input_term < 1
+        assert 0 < candidate.label_term < 1
     for candidate in scores(input_weight=0.0):
         assert candidate.score == candidate.label_term
     for candidate in scores(label_weight=0.0, input_weight=2.0):
         assert candidate.score == pytest.approx(2 * candidate.input_term)
     spread = [candidate.input_term for candidate in scores(normalisation="minmax")]
     assert (min(spread), max(spread)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"feature": "logits"},
+        {"feature": "probabilities", "temperature": 2.0},
+        {"given_label": True},
+        {"input_estimator": "convolutional", "likelihood": "gaussian", "decoder_steps": 20},
+        {"input_estimator": "convolutional", "likelihood": "continuous_bernoulli", "decoder_steps": 20},
+    ],
+)
+def test_what_the_input_term_is_of(harvest: Path, options: dict[str, Any]) -> None:
+    default = MISelector().select(harvest, Project(), probe(), progress=False)
+    found = MISelector(**options).select(harvest, Project(), probe(), progress=False)
+    pairs = list(zip(default.candidates, found.candidates, strict=True))
+    assert all(a.input_information != b.input_information for a, b in pairs)
+    assert all(a.label_information == b.label_information for a, b in pairs)
+
+
+def test_information_of_predictions_beyond_the_label(harvest: Path) -> None:
+    selection = MISelector(rule="mcmi", num_teachers=1).select(harvest, Project(), probe(), progress=False)
+    store = SnapshotStore.open(harvest)
+    project, (images, labels) = Project().eval(), digits(1000, 1200).tensors
+    for snapshot, candidate in zip(store.snapshots, selection.candidates, strict=True):
+        project.load_state_dict(store.load(snapshot))
+        truth = float(cmi_parts(project(images).softmax(1).detach(), labels).mean())
+        assert candidate.score == pytest.approx(truth, rel=1e-5)
+
+
+def test_a_set_that_is_chosen_together(harvest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single = MISelector(num_teachers=1).select(harvest, Project(), probe(), progress=False)
+    selection = MISelector(ensemble="greedy", num_teachers=3).select(harvest, Project(), probe(), progress=False)
+    assert selection.chosen[0] == single.chosen[0]
+    assert [step.file for step in selection.joint] == list(selection.chosen)
+    told = [step.input_information for step in selection.joint]
+    assert told == sorted(told), "a larger set tells more"
+    assert Selection.read(SnapshotStore.open(harvest)) == selection
+    assert capsys.readouterr().out.count("joint choice: epoch") == 3
+    open_ended = MISelector(ensemble="greedy").select(harvest, Project(), probe(), progress=False)
+    assert 1 <= len(open_ended.chosen) <= 4
+    for step in open_ended.joint[1:]:
+        assert step.gain > step.gain_error
+
+
+def test_a_set_of_no_neighbours(harvest: Path) -> None:
+    selection = MISelector(ensemble="spaced", num_teachers=2).select(harvest, Project(), probe(), progress=False)
+    epochs = {candidate.file: candidate.epoch for candidate in selection.candidates}
+    first, second = (epochs[file] for file in selection.chosen)
+    assert abs(first - second) >= 1
+
+
+def test_features_that_never_change_are_excluded(harvest: Path) -> None:
+    with to_write(harvest) as store:
+        snapshot = store.snapshots[1]
+        weights = {name: torch.zeros_like(value) for name, value in store.load(snapshot).items()}
+        dead = store.commit(weights, epoch=snapshot.epoch, global_step=snapshot.global_step).file
+    selection = MISelector().select(harvest, Project(), probe(), progress=False)
+    (excluded,) = [candidate for candidate in selection.candidates if candidate.excluded]
+    assert excluded.file == dead
+    assert excluded.excluded == "its features are the same for each probe sample"
 
 
 def test_baselines(harvest: Path) -> None:
@@ -302,6 +376,23 @@ def test_fast_dev_run(tmp_path: Path) -> None:
         ({"probe_split": "valid"}, "probe_split should be one of val, train, test, got 'valid'"),
         ({"probe_size": 0}, "probe_size should be 1 or more"),
         ({"decoder_steps": 0}, "decoder_steps should be 1 or more"),
+        ({"ensemble": "gready"}, "ensemble='gready' is unknown. Near names: 'greedy'"),
+        ({"feature": "logit"}, "feature='logit' is unknown. Near names: 'logits'"),
+        ({"likelihood": "mse"}, "likelihood='mse' is unknown"),
+        ({"temperature": 0.0}, "temperature should be above 0, got 0.0"),
+        ({"label_floor": 1.5}, r"label_floor should be in \[0, 1\], got 1.5"),
+        (
+            {"given_label": True, "input_estimator": "convolutional"},
+            "given_label=True is for input_estimator='gaussian', got 'convolutional'",
+        ),
+        (
+            {"normalisation": "entropy", "input_estimator": "convolutional", "likelihood": "gaussian"},
+            "normalisation='entropy' needs an entropy of the input, which likelihood='gaussian' does not give",
+        ),
+        (
+            {"ensemble": "greedy", "rule": "accuracy"},
+            "ensemble='greedy' needs rule='mi' with input_estimator='gaussian'",
+        ),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
@@ -424,7 +515,7 @@ def test_a_selection_that_was_interrupted_goes_on(harvest: Path, monkeypatch: py
     scored: list[int] = []
     real = SnapshotScorer.score
 
-    def score(self: SnapshotScorer, snapshot: Snapshot) -> Candidate:
+    def score(self: SnapshotScorer, snapshot: Snapshot) -> Score:
         if len(scored) == 2:
             raise KeyboardInterrupt
         scored.append(snapshot.epoch)
@@ -442,19 +533,34 @@ def test_a_selection_that_was_interrupted_goes_on(harvest: Path, monkeypatch: py
     )
     resumed = select(num_teachers=2, normalisation="minmax")
     assert scored == [0, 1, 2, 3]
-    assert not list(harvest.glob("score-*.json")), "the choice itself is on disk"
+    assert not list(harvest.glob("score-*.json")), "all scores are in one file"
+    again = select(num_teachers=2, normalisation="minmax")
+    assert scored == [0, 1, 2, 3]
+    assert again.candidates == resumed.candidates
+    select(num_teachers=1, ensemble="greedy", input_weight=0.5)
+    assert scored == [0, 1, 2, 3], "no score depends on how it is used"
+    select(feature="logits")
+    select()
+    assert scored == [0, 1, 2, 3, 0, 1, 2, 3], "scores of other settings are kept beside"
+    (harvest / "scores.json").unlink()
     fresh = select(num_teachers=2, normalisation="minmax")
-    assert scored == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert scored == [0, 1, 2, 3] * 3
     assert fresh.candidates == resumed.candidates
 
 
+@pytest.mark.parametrize("gathered", [False, True])
 @pytest.mark.parametrize("change", ["settings", "probe", "model", "weights", "damage"])
-def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, gathered: bool) -> None:
     store = SnapshotStore.open(harvest)
     settings, samples = SelectionSettings(), collect_probe(probe(), 100, 0)
-    snapshot, candidate = store.snapshots[0], Candidate(store.snapshots[0].file, store.snapshots[0].sha256, 0, 4)
-    ScoreFiles(store, settings, Project(), samples).write(snapshot, candidate)
-    assert ScoreFiles(store, settings, Project(), samples).read(snapshot) == candidate
+    snapshot = store.snapshots[0]
+    score = Score(Candidate(snapshot.file, snapshot.sha256, 0, 4), (1.5, 2.5), (0.5, 0.25))
+    files = ScoreFiles(store, settings, Project(), samples)
+    files.write(snapshot, score)
+    if gathered:
+        files.gather([snapshot], [score])
+        assert not list(harvest.glob("score-*.json"))
+    assert ScoreFiles(store, settings, Project(), samples).read(snapshot) == score
     model: nn.Module = Project()
     if change == "settings":
         settings = SelectionSettings(seed=1)
@@ -465,6 +571,6 @@ def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, monk
     elif change == "weights":
         snapshot = replace(snapshot, sha256=snapshot.sha256[:16] + "0" * 48)
     else:
-        (path,) = harvest.glob("score-*.json")
+        (path,) = harvest.glob("score*.json")
         path.write_text(path.read_text()[:-20])
     assert ScoreFiles(store, settings, model, samples).read(snapshot) is None

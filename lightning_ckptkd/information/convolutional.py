@@ -1,19 +1,29 @@
-r"""I(X;F) by the paper's convolutional decoder from a spatial feature map back to the image.
+r"""Both terms by the paper's convolutional networks on a feature map: an image decoder and a classifier.
 
-I(X;F) >= H(X) - R(X|F), where R is the reconstruction cost of the best decoder. H(X) is unknown but the same for
-each snapshot; in its place stands the cost of the best decoder that sees nothing, the mean image, so that the score
-is zero where the features tell nothing.
+I(X;F) >= H(X) - R(X|F), where R is the cost of the best decoder. H(X) is unknown but the same for each snapshot; in
+its place stands the cost of the best decoder that sees nothing, the mean image, so that the score is zero where the
+features tell nothing. I(Y;F) >= H(Y) - CE of the best classifier.
+
+The last fold of the samples scores, the one before it says when to stop, the others train.
 """
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_ckptkd.information.label import label_entropy
+from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
+
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-2
 _LARGE = 64  # pixels
+_CHECKS = 20  # looks at the stopping fold in the whole budget
+_PATIENCE = 5  # looks without progress before it stops
 
 
 class ConvolutionalDecoder(nn.Sequential):
@@ -39,14 +49,34 @@ class ConvolutionalDecoder(nn.Sequential):
         super().__init__(*layers)
 
 
-def _enlarge(height: int, width: int, in_channels: int, channels: int) -> list[nn.Module]:
-    """Upsample, Conv3x3, BN, ReLU."""
-    return [
-        nn.Upsample(size=(height, width), mode="bilinear", align_corners=False),
-        nn.Conv2d(in_channels, channels, 3, padding=1),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(),
-    ]
+class _ImageModel(nn.Module):
+    """A decoder, and the log-variance of each channel (C, 1, 1) for a normal density."""
+
+    def __init__(self, in_channels: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.decoder = ConvolutionalDecoder(in_channels, image_shape)
+        self.log_variance = nn.Parameter(torch.zeros(image_shape[0], 1, 1))
+
+
+class ConvolutionalClassifier(nn.Sequential):
+    """The paper's auxiliary classifier: Conv3x3, BN, ReLU, average pool, Linear to 128, ReLU, Linear.
+
+    Args:
+        in_channels: Channels of the feature map.
+        num_classes: Number of classes K.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, 128),
+            nn.ReLU(),
+            nn.Linear(128, num_classes),
+        )
 
 
 def unit_range(images: Tensor) -> Tensor:
@@ -59,56 +89,152 @@ def unit_range(images: Tensor) -> Tensor:
     return (images - low) / (high - low).clamp_min(1e-12)
 
 
-def convolutional_information(
+def scoring_fold(folds: Tensor) -> Tensor:
+    """Which samples the convolutional estimators are scored on, shape (N,), bool.
+
+    Args:
+        folds: Fold of each sample, shape (N,).
+    """
+    return folds == folds.max()
+
+
+def convolutional_input_gains(
     images: Tensor,
+    feature_maps: Tensor,
+    folds: Tensor,
+    *,
+    likelihood: str = "bce",
+    steps: int = 300,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """What each sample of the scoring fold adds to I(X;F): the decoder's gain over the mean image.
+
+    The decoder has the same initial weights, batches and budget for each snapshot.
+
+    Args:
+        images: Shape (N, C, H, W); in [0, 1] except for ``gaussian``.
+        feature_maps: Shape (N, Cf, Hf, Wf).
+        folds: Fold of each sample, shape (N,), three or more of them.
+        likelihood: ``bce``, ``continuous_bernoulli`` or ``gaussian``.
+        steps: Optimiser steps at most (Adam, batches of 64).
+        seed: Seed of the initial weights and the batches.
+        device: Where the decoder is trained; the samples may stay where they are.
+
+    Returns:
+        Nats an image, summed over pixels and channels, shape (N_scoring,), float64.
+    """
+    channels, height, width = images.shape[1:]
+    fit = folds < folds.max() - 1
+    maps = feature_maps.float()
+    maps = maps / maps[fit].std().clamp_min(1e-12)
+
+    def make() -> nn.Module:
+        return _ImageModel(maps.shape[1], (channels, height, width))
+
+    def cost(model: nn.Module, batch: Tensor) -> Tensor:
+        assert isinstance(model, _ImageModel)
+        outputs = model.decoder(maps[batch].to(device))
+        return image_costs(outputs, images[batch].to(device), likelihood, model.log_variance)
+
+    costs = _held_out_costs(make, cost, folds, steps, seed, device)
+    scored = images[scoring_fold(folds)].to(device)
+    output, log_variance = output_of_mean(images[fit].to(device), likelihood)
+    return image_costs(output.expand_as(scored), scored, likelihood, log_variance).double() - costs
+
+
+def convolutional_label_gains(
+    labels: Tensor,
     feature_maps: Tensor,
     folds: Tensor,
     *,
     steps: int = 300,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> float:
-    """Decodable I(X;F) in nats an image: the held-out gain in binary cross-entropy over the mean image.
-
-    The decoder has the same initial weights, batches and number of steps for each snapshot. The last fold scores,
-    the others train.
+) -> Tensor:
+    """What each sample of the scoring fold adds to I(Y;F), by the paper's classifier.
 
     Args:
-        images: Pixels in [0, 1], shape (N, C, H, W).
+        labels: Class indices, shape (N,).
         feature_maps: Shape (N, Cf, Hf, Wf).
-        folds: Fold of each sample, shape (N,).
-        steps: Optimiser steps (Adam, batches of 64).
+        folds: Fold of each sample, shape (N,), three or more of them.
+        steps: Optimiser steps at most (Adam, batches of 64).
         seed: Seed of the initial weights and the batches.
-        device: Where the decoder is trained; the samples may stay where they are.
+        device: Where the classifier is trained; the samples may stay where they are.
 
     Returns:
-        Nats an image, summed over pixels and channels.
+        H(Y) + log q(y|f) in nats, shape (N_scoring,), float64; H(Y) is that of the scoring fold.
     """
-    held_out = folds == folds.max()
-    fit = (~held_out).nonzero().squeeze(1)
-    feature_maps = feature_maps.float()
+    maps = feature_maps.float()
+    maps = maps / maps[folds < folds.max() - 1].std().clamp_min(1e-12)
+    num_classes = int(labels.max()) + 1
+
+    def make() -> nn.Module:
+        return ConvolutionalClassifier(maps.shape[1], num_classes)
+
+    def cost(classifier: nn.Module, batch: Tensor) -> Tensor:
+        return F.cross_entropy(classifier(maps[batch].to(device)), labels[batch].to(device), reduction="none")
+
+    return label_entropy(labels[scoring_fold(folds)]) - _held_out_costs(make, cost, folds, steps, seed, device)
+
+
+def _enlarge(height: int, width: int, in_channels: int, channels: int) -> list[nn.Module]:
+    """Upsample, Conv3x3, BN, ReLU."""
+    return [
+        nn.Upsample(size=(height, width), mode="bilinear", align_corners=False),
+        nn.Conv2d(in_channels, channels, 3, padding=1),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    ]
+
+
+def _held_out_costs(
+    make: Callable[[], nn.Module],
+    cost: Callable[[nn.Module, Tensor], Tensor],
+    folds: Tensor,
+    steps: int,
+    seed: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Train a network with a fixed budget and early stopping; the costs of the scoring fold, shape (N_scoring,).
+
+    Args:
+        make: Makes the network.
+        cost: Of each sample of a batch of indices, shape (B,).
+        folds: Fold of each sample, shape (N,).
+        steps: The budget.
+        seed: Seed of the initial weights and the batches.
+        device: Where to train.
+    """
+    last = int(folds.max())
+    fit, stop, score = ((part).nonzero().squeeze(1) for part in (folds < last - 1, folds == last - 1, folds == last))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        channels, height, width = images.shape[1:]
-        decoder = ConvolutionalDecoder(feature_maps.shape[1], (channels, height, width)).to(device)
-        optimizer = torch.optim.Adam(decoder.parameters(), lr=_LEARNING_RATE)
+        network = make().to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        scale = feature_maps[fit].std().clamp_min(1e-12)
-        for _ in range(steps):
+        every = max(1, steps // _CHECKS)
+        best, kept, waited = float(_costs(network, cost, stop).mean()), copy.deepcopy(network.state_dict()), 0
+        for step in range(1, steps + 1):
             batch = fit[torch.randint(len(fit), (min(_BATCH_SIZE, len(fit)),))]
-            decoded = decoder((feature_maps[batch] / scale).to(device))
-            cost = F.binary_cross_entropy_with_logits(decoded, images[batch].to(device))
             optimizer.zero_grad()
-            cost.backward()  # type: ignore[no-untyped-call]
+            cost(network, batch).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    decoder.eval()
-    mean_image = images[fit].mean(0, keepdim=True).clamp(1e-4, 1 - 1e-4).to(device)
-    gain = 0.0
+            if step % every == 0 or step == steps:
+                now = float(_costs(network, cost, stop).mean())
+                waited += 1
+                if now < best:
+                    best, kept, waited = now, copy.deepcopy(network.state_dict()), 0
+                if waited == _PATIENCE:
+                    break
+    network.load_state_dict(kept)
+    return _costs(network, cost, score)
+
+
+def _costs(network: nn.Module, cost: Callable[[nn.Module, Tensor], Tensor], samples: Tensor) -> Tensor:
+    network.eval()
     with torch.no_grad():
-        for batch in torch.split(held_out.nonzero().squeeze(1), _BATCH_SIZE):
-            truth = images[batch].to(device)
-            decoded = decoder((feature_maps[batch] / scale).to(device))
-            alone = F.binary_cross_entropy(mean_image.expand_as(truth), truth, reduction="sum")
-            gain += float(alone - F.binary_cross_entropy_with_logits(decoded, truth, reduction="sum"))
-    return gain / int(held_out.sum())
+        costs = torch.cat([cost(network, batch).double() for batch in torch.split(samples, 4 * _BATCH_SIZE)])
+    network.train()
+    return costs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -149,6 +149,30 @@ def extract_features(
         for handle in handles:
             handle.remove()
     return Features(torch.cat(pooled), torch.cat(spatial) if spatial else None, torch.cat(logits) if logits else None)
+
+
+def choose_feature(features: Features, feature: str, temperature: float) -> Features:
+    """The features with F being what the user chose.
+
+    Args:
+        features: With logits, unless ``feature`` is ``layer``.
+        feature: ``layer``, ``logits``, or ``probabilities``, the softmax of logits / temperature: what a student sees.
+        temperature: T > 0.
+    """
+    if feature == "layer" or features.logits is None:
+        return features
+    logits = features.logits
+    return replace(features, pooled=logits if feature == "logits" else (logits.double() / temperature).softmax(1))
+
+
+def find_unusable(features: Features) -> str | None:
+    """Why features can't be scored: not finite, or the same for each sample; None where they can."""
+    parts = [part for part in (features.pooled, features.spatial, features.logits) if part is not None]
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
+        return "its features or logits on the probe set are not finite"
+    if bool((features.pooled == features.pooled[:1]).all()):
+        return "its features are the same for each probe sample"
+    return None
 
 
 @contextmanager

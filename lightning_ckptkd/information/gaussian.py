@@ -7,6 +7,10 @@ score is the held-out gain in log-likelihood
     I = E[log q(x|f)] - E[log q(x)]   nats,
 
 which is exact where X and F are jointly Gaussian.
+
+Samples are in folds. Each fold is scored by a decoder to which it has not contributed: slopes from the other folds,
+covariances from what those folds' own decoders leave over of them. So the cost of estimating a slope counts against
+the features, and the cost of estimating a covariance is the same with and without them.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 
 _RIDGES = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
-_NOISE_FLOOR = 1e-6  # share of X's mean variance added to both covariances: bounds I where F determines X
+_NOISE_FLOOR = 1e-6  # share of X's mean variance
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(*(getattr(self, item.name) - getattr(other, item.name) for item in fields(self)))
+
     def centred(self, mean_x: Tensor, mean_f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean products (xx, xf, ff) of the samples' differences to given means."""
         x, f = self.x / self.count, self.f / self.count
@@ -66,64 +73,194 @@ class Moments:
         )
 
 
+@dataclass(frozen=True)
+class GaussianDecoder:
+    """q(x|f) = N(mean_x + slope^T (f - mean_f), given_f), and q(x) = N(mean_x, alone) beside it.
+
+    Attributes:
+        mean_x: Shape (Dx,).
+        mean_f: Shape (Df,).
+        slope: Shape (Df, Dx).
+        given_f: Covariance of what the decoder leaves over, shape (Dx, Dx).
+        alone: Covariance of x, shape (Dx, Dx).
+        floor: Variance of the noise with which X is seen, in both covariances; shape ().
+    """
+
+    mean_x: Tensor
+    mean_f: Tensor
+    slope: Tensor
+    given_f: Tensor
+    alone: Tensor
+    floor: Tensor
+
+    def gains(self, x: Tensor, f: Tensor) -> Tensor:
+        """The gain log q(x|f) - log q(x) of each sample in nats, shape (N,), of x (N, Dx) and f (N, Df)."""
+        x = x.double() - self.mean_x
+        residual = x - (f.double() - self.mean_f) @ self.slope
+        return log_density_gains(residual, x, self.given_f, self.alone, self.floor)
+
+    def mean_gain(self, samples: Moments) -> float:
+        """The mean of :meth:`gains` in nats, from moments alone."""
+        xx, xf, ff = samples.centred(self.mean_x, self.mean_f)
+        left = _residual(xx, xf, ff, self.slope)
+        return float(_mean_cost(xx, self.alone, self.floor) - _mean_cost(left, self.given_f, self.floor))
+
+
+def log_density_gains(residual: Tensor, x: Tensor, given_f: Tensor, alone: Tensor, floor: Tensor) -> Tensor:
+    """The gain log N(residual; 0, given_f) - log N(x; 0, alone) of each sample in nats, shape (N,).
+
+    Args:
+        residual: Shape (N, Dx).
+        x: Centred, shape (N, Dx).
+        given_f: Shape (Dx, Dx).
+        alone: Shape (Dx, Dx).
+        floor: Variance of the noise with which X is seen, shape ().
+    """
+    return _costs(x, alone, floor) - _costs(residual, given_f, floor)
+
+
+def fit_decoders(folds: Sequence[Moments]) -> list[GaussianDecoder]:
+    """A decoder for each fold, from the other folds alone.
+
+    The ridge of the regression is one for all of them: that with the smallest volume of what is left over.
+
+    Args:
+        folds: Moments of three or more disjoint sets of samples. All but one of them together have at least twice
+            as many samples as X has dimensions.
+
+    Raises:
+        ValueError: If there are fewer than three folds or too few samples.
+    """
+    if len(folds) < 3:
+        raise ValueError(f"folds: three or more are needed, got {len(folds)}.")
+    total = sum(folds[1:], start=folds[0])
+    smallest, dimensions = min(float((total - fold).count) for fold in folds), len(total.x)
+    if smallest < 2 * dimensions:
+        raise ValueError(
+            f"folds: all but one need at least twice as many samples as X has dimensions ({dimensions}), got "
+            f"{smallest:.0f}."
+        )
+    regressions = [_Regression(total - fold) for fold in folds]
+    floor = noise_floor(total)
+    best: tuple[float, list[Tensor], list[Tensor]] | None = None
+    for ridge in _RIDGES:
+        slopes = [regression.slope(ridge) for regression in regressions]
+        left = [
+            fold.count * regression.residual(fold, slope)
+            for regression, fold, slope in zip(regressions, folds, slopes, strict=True)
+        ]
+        volume = float(torch.linalg.slogdet(add_noise(torch.stack(left).sum(0) / total.count, floor)).logabsdet)
+        if best is not None and volume >= best[0]:  # the volume has one minimum along the path of ridges
+            break
+        best = volume, slopes, left
+    assert best is not None
+    _, slopes, left = best
+    sum_left = torch.stack(left).sum(0)
+    alone = [fold.count * regression.second_moment(fold) for regression, fold in zip(regressions, folds, strict=True)]
+    sum_alone = torch.stack(alone).sum(0)
+    return [
+        GaussianDecoder(
+            regression.mean_x,
+            regression.mean_f,
+            slope,
+            add_noise((sum_left - own_left) / (total.count - fold.count), floor),
+            add_noise((sum_alone - own_alone) / (total.count - fold.count), floor),
+            floor,
+        )
+        for regression, slope, fold, own_left, own_alone in zip(regressions, slopes, folds, left, alone, strict=True)
+    ]
+
+
 def gaussian_information(folds: Sequence[Moments]) -> float:
     """I(X;F) in nats, cross-fitted over folds.
 
-    Each fold in turn scores, the next one gives the ridge and both covariances, and the others give the
-    regression. The covariances of the decoder and of X alone are estimated from the same samples, so the cost of
-    estimating them cancels; what remains is a lower bound in expectation.
-
     Args:
-        folds: Moments of three or more disjoint sets of samples, each with at least twice as many samples as X
-            has dimensions.
+        folds: As :func:`fit_decoders` takes them.
 
     Returns:
-        The mean over folds, in nats. It can be slightly negative where F tells nothing.
+        The mean over samples. It can be slightly negative where F tells nothing.
 
     Raises:
-        ValueError: If there are fewer than three folds or a fold is too small.
+        ValueError: As :func:`fit_decoders`.
     """
-    if len(folds) < 3:
-        raise ValueError(f"folds: three or more are needed (fit, tune, score), got {len(folds)}.")
-    smallest, dimensions = min(float(fold.count) for fold in folds), folds[0].x.numel()
-    if smallest < 2 * dimensions:
-        raise ValueError(
-            f"folds: each needs at least twice as many samples as X has dimensions ({dimensions}), got {smallest:.0f}."
-        )
-    scores = []
-    for index in range(len(folds)):
-        score, tune = folds[index], folds[(index + 1) % len(folds)]
-        rest = [fold for fold in folds if fold is not score and fold is not tune]
-        scores.append(_held_out_gain(sum(rest[1:], start=rest[0]), tune, score))
-    return float(torch.stack(scores).mean())
+    total = sum(float(fold.count) for fold in folds)
+    decoders = fit_decoders(folds)
+    return (
+        sum(float(fold.count) * decoder.mean_gain(fold) for fold, decoder in zip(folds, decoders, strict=True)) / total
+    )
 
 
-def _held_out_gain(fit: Moments, tune: Moments, score: Moments) -> Tensor:
-    mean_x, mean_f = fit.x / fit.count, fit.f / fit.count
-    xx, xf, ff = fit.centred(mean_x, mean_f)
-    deviation = ff.diagonal().clamp_min(0).sqrt()
-    constant = deviation <= 1e-9 * deviation.max()
-    scale = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, deviation))
-    correlation, cross = scale[:, None] * ff * scale, scale[:, None] * xf.T
-    identity = torch.eye(len(ff), dtype=ff.dtype, device=ff.device)
-    floor = _NOISE_FLOOR * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-    tune_xx, tune_xf, tune_ff = tune.centred(mean_x, mean_f)
+def gaussian_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
+    """What each sample adds to I(X;F): log q(x|f) - log q(x) in nats, whose mean is :func:`gaussian_information`.
 
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    for ridge in _RIDGES:
-        slope = scale[:, None] * torch.cholesky_solve(cross, torch.linalg.cholesky(correlation + ridge * identity))
-        covariance = _residual(tune_xx, tune_xf, tune_ff, slope) + floor
-        volume = torch.linalg.slogdet(covariance).logabsdet
-        if best is not None and volume >= best[0]:  # the volume has one minimum along the path of ridges
-            break
-        best = volume, slope, covariance
-    assert best is not None
-    _, slope, covariance = best
+    Args:
+        x: Inputs, shape (N, Dx).
+        f: Features, shape (N, Df).
+        folds: Fold of each sample, shape (N,), from 0.
 
-    score_xx, score_xf, score_ff = score.centred(mean_x, mean_f)
-    given_f = _gaussian_cost(covariance, _residual(score_xx, score_xf, score_ff, slope) + floor)
-    alone = _gaussian_cost(tune_xx + floor, score_xx + floor)
-    return alone - given_f
+    Returns:
+        Shape (N,), float64.
+
+    Raises:
+        ValueError: As :func:`fit_decoders`.
+    """
+    members = [folds == fold for fold in range(int(folds.max()) + 1)]
+    decoders = fit_decoders([Moments.of(x[member], f[member]) for member in members])
+    gains = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for member, decoder in zip(members, decoders, strict=True):
+        gains[member] = decoder.gains(x[member], f[member])
+    return gains
+
+
+def gaussian_ceiling(x: Tensor) -> float:
+    """The most that :func:`gaussian_information` could be, where F determines X up to the noise floor; nats.
+
+    Args:
+        x: Inputs, shape (N, Dx).
+    """
+    moments = Moments.of(x, x[:, :0])
+    floor = noise_floor(moments)
+    covariance = moments.centred(moments.x / moments.count, moments.f)[0]
+    return float(torch.linalg.slogdet(add_noise(covariance, floor) / floor).logabsdet / 2)
+
+
+def noise_floor(moments: Moments) -> Tensor:
+    """Variance of the noise with which X is seen: it bounds I where F determines X; shape ()."""
+    mean = moments.x / moments.count
+    return _NOISE_FLOOR * (moments.xx.diagonal() / moments.count - mean.square()).mean()
+
+
+def add_noise(covariance: Tensor, floor: Tensor) -> Tensor:
+    """The covariance with noise of that variance."""
+    return covariance + floor * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+
+class _Regression:
+    """The ridge regression of x on f, for any ridge, from the moments that it is fitted to."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.mean_x, self.mean_f = moments.x / moments.count, moments.f / moments.count
+        _, xf, ff = moments.centred(self.mean_x, self.mean_f)
+        deviation = ff.diagonal().clamp_min(0).sqrt()
+        constant = deviation <= 1e-9 * deviation.max()
+        self._scale = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, deviation))
+        self._correlation = self._scale[:, None] * ff * self._scale
+        self._cross = self._scale[:, None] * xf.T
+
+    def slope(self, ridge: float) -> Tensor:
+        """Shape (Df, Dx); the ridge is on features of unit variance."""
+        identity = torch.eye(len(self._correlation), dtype=self._cross.dtype, device=self._cross.device)
+        factor = torch.linalg.cholesky(self._correlation + ridge * identity)
+        slope: Tensor = self._scale[:, None] * torch.cholesky_solve(self._cross, factor)
+        return slope
+
+    def residual(self, moments: Moments, slope: Tensor) -> Tensor:
+        """Second moment of x - slope^T f over other samples, both centred by this regression's means."""
+        return _residual(*moments.centred(self.mean_x, self.mean_f), slope)
+
+    def second_moment(self, moments: Moments) -> Tensor:
+        """Second moment of x over other samples, centred by this regression's mean."""
+        return moments.centred(self.mean_x, self.mean_f)[0]
 
 
 def _residual(xx: Tensor, xf: Tensor, ff: Tensor, slope: Tensor) -> Tensor:
@@ -133,10 +270,18 @@ def _residual(xx: Tensor, xf: Tensor, ff: Tensor, slope: Tensor) -> Tensor:
     return (residual + residual.T) / 2
 
 
-def _gaussian_cost(covariance: Tensor, second_moment: Tensor) -> Tensor:
-    """Mean negative log-density in nats, less the constant, of samples with that second moment."""
+def _costs(x: Tensor, covariance: Tensor, floor: Tensor) -> Tensor:
+    """Mean negative log-density in nats of each sample over noise of that variance, less the constant; shape (N,)."""
     factor = torch.linalg.cholesky(covariance)
-    log_determinant = 2 * factor.diagonal().log().sum()
-    whitened: Tensor = torch.cholesky_solve(second_moment, factor)
-    cost: Tensor = (log_determinant + whitened.diagonal().sum()) / 2
+    whitened = torch.linalg.solve_triangular(factor, x.T, upper=False)
+    noise = floor * torch.cholesky_inverse(factor).diagonal().sum()
+    cost: Tensor = factor.diagonal().log().sum() + (whitened.square().sum(0) + noise) / 2
+    return cost
+
+
+def _mean_cost(second_moment: Tensor, covariance: Tensor, floor: Tensor) -> Tensor:
+    """Mean of :func:`_costs` over samples with that second moment."""
+    factor = torch.linalg.cholesky(covariance)
+    solved = torch.cholesky_solve(add_noise(second_moment, floor), factor)
+    cost: Tensor = factor.diagonal().log().sum() + solved.diagonal().sum() / 2
     return cost

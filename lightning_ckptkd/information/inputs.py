@@ -46,3 +46,22 @@ def principal_components(x: Tensor, num_components: int) -> Tensor:
     kept = int((values > _VARIANCE_FLOOR * values[-1]).sum())
     leading: Tensor = vectors.flip(1)[:, : min(num_components, kept)]
     return x @ leading
+
+
+def within_classes(values: Tensor, labels: Tensor) -> Tensor:
+    """Values less the mean of their class: what is left to tell once the label is known.
+
+    The information between two such sets of values is that given the label, I(.;.|Y), if all classes have the same
+    covariances.
+
+    Args:
+        values: Shape (N, D).
+        labels: Class indices, shape (N,).
+
+    Returns:
+        Shape (N, D), float64.
+    """
+    values = values.double()
+    counts = torch.bincount(labels).clamp_min(1)
+    sums = values.new_zeros(len(counts), values.shape[1]).index_add_(0, labels, values)
+    return values - (sums / counts[:, None])[labels]

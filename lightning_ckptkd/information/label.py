@@ -1,4 +1,4 @@
-r"""I(Y;F): what the features tell of the label.
+r"""I(Y;F) by the teacher's own head, and what all estimators of the label term share.
 
 For any classifier q(y|f), I(Y;F) = H(Y) - H(Y|F) >= H(Y) + E[log q(y|f)], that is H(Y) less the cross-entropy
 (the paper's second estimator). H(Y) is the entropy of the probe's labels, the same for each snapshot.
@@ -6,27 +6,13 @@ For any classifier q(y|f), I(Y;F) = H(Y) - H(Y|F) >= H(Y) + E[log q(y|f)], that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)
-_MAX_ITERATIONS = 100
-
-
-@dataclass(frozen=True)
-class LabelInformation:
-    """What a classifier gets out of features.
-
-    Attributes:
-        nats: H(Y) less the cross-entropy, in nats; at most H(Y), below zero for a classifier worse than chance.
-        accuracy: Share of samples classified correctly.
-    """
-
-    nats: float
-    accuracy: float
+TEMPERATURES = tuple(2.0 ** (power / 4) for power in range(-8, 17))  # 1/4 to 16
 
 
 def label_entropy(labels: Tensor) -> float:
@@ -39,76 +25,46 @@ def label_entropy(labels: Tensor) -> float:
     return float(torch.special.entr(shares).sum())
 
 
-def head_information(logits: Tensor, labels: Tensor) -> LabelInformation:
-    """I(Y;F) by the teacher's own head.
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of samples classified correctly.
+
+    Args:
+        logits: Shape (N, K).
+        labels: Class indices, shape (N,).
+    """
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def tempered_costs(logits: Tensor, labels: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:
+    """-log softmax(logits / T)[label] of each sample and temperature in nats, shape (N, T), float64.
 
     Args:
         logits: Shape (N, K).
         labels: Class indices below K, shape (N,).
+        temperatures: Each above 0.
     """
     logits = logits.double()
-    return LabelInformation(
-        nats=label_entropy(labels) - float(F.cross_entropy(logits, labels)),
-        accuracy=float((logits.argmax(1) == labels).double().mean()),
-    )
+    return torch.stack([F.cross_entropy(logits / t, labels, reduction="none") for t in temperatures], 1)
 
 
-def logistic_information(features: Tensor, labels: Tensor, folds: Tensor) -> LabelInformation:
-    """I(Y;F) by a multinomial logistic probe, cross-fitted over folds.
+def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:
+    """What each sample adds to I(Y;F) by the teacher's own head with a fitted temperature.
 
-    Each fold in turn is scored by a probe that was fitted (L-BFGS, float64) to the others. The L2 penalty is
-    chosen once, on the last fold, from a fixed grid.
+    The temperature takes back over- and under-confidence (Guo et al. 2017), which tell nothing of the features. Each
+    fold has the one that suits the other folds best.
 
     Args:
-        features: Shape (N, D).
-        labels: Class indices, shape (N,).
-        folds: Fold of each sample, shape (N,), three or more of them.
+        logits: Shape (N, K).
+        labels: Class indices below K, shape (N,).
+        folds: Fold of each sample, shape (N,), two or more of them.
+        temperatures: To choose from.
+
+    Returns:
+        H(Y) + log q(y|f) in nats, shape (N,), float64. The mean is I(Y;F), at most H(Y).
     """
-    features = features.double()
-    features = (features - features.mean(0)) / features.std(0).clamp_min(1e-12)
-    num_classes = int(labels.max()) + 1
-    last = int(folds.max())
-
-    tune, fit = folds == last, folds != last
-    costs, weights = [], torch.zeros(features.shape[1] + 1, num_classes, dtype=torch.float64)
-    for penalty in _PENALTIES:
-        weights = _fit_probe(features[fit], labels[fit], weights, penalty)
-        costs.append(float(F.cross_entropy(_probe_logits(features[tune], weights), labels[tune])))
-        if len(costs) > 1 and costs[-1] > costs[-2]:  # the cost has one minimum along the path of penalties
-            break
-    penalty = _PENALTIES[costs.index(min(costs))]
-
-    logits = torch.empty(len(labels), num_classes, dtype=torch.float64)
-    for fold in range(last + 1):
+    costs = tempered_costs(logits, labels, temperatures)
+    best = costs.new_empty(len(costs))
+    for fold in range(int(folds.max()) + 1):
         held_out = folds == fold
-        start = torch.zeros_like(weights)
-        fitted = _fit_probe(features[~held_out], labels[~held_out], start, penalty)
-        logits[held_out] = _probe_logits(features[held_out], fitted)
-    return head_information(logits, labels)
-
-
-def _probe_logits(features: Tensor, weights: Tensor) -> Tensor:
-    return features @ weights[:-1] + weights[-1]
-
-
-def _fit_probe(features: Tensor, labels: Tensor, start: Tensor, penalty: float) -> Tensor:
-    """Minimise cross-entropy + penalty * |W|^2 / 2 over W, whose last row is the bias and is not penalised."""
-    with torch.enable_grad():
-        weights = start.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weights],
-            max_iter=_MAX_ITERATIONS,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-9,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            cost = F.cross_entropy(_probe_logits(features, weights), labels)
-            cost = cost + penalty / 2 * weights[:-1].square().sum()
-            cost.backward()  # type: ignore[no-untyped-call]
-            return cost
-
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return weights.detach()
+        best[held_out] = costs[held_out, costs[~held_out].mean(0).argmin()]
+    return label_entropy(labels) - best

@@ -1,40 +1,133 @@
-"""From the two information terms of each snapshot to an order: normalise, add, choose."""
+"""From the two information terms of each snapshot to an order: normalise, add, tell apart, choose."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-NORMALISATIONS = ("max", "minmax")
+from lightning_ckptkd.information.uncertainty import jackknife_error
+
+NORMALISATIONS = ("max", "minmax", "entropy")
 POSITION_RULES = ("full", "half", "spaced")
+ENSEMBLES = ("top", "greedy", "spaced")
 
 
-def normalise(values: Tensor, how: str) -> Tensor:
+@dataclass(frozen=True)
+class ScoreRule:
+    """How two terms become a score.
+
+    Attributes:
+        input_weight: Weight of the normalised I(X;F).
+        label_weight: Weight of the normalised I(Y;F).
+        normalisation: As :func:`normalise` takes it.
+        label_floor: Share of the largest I(Y;F) below which a snapshot's I(X;F) does not count.
+        input_entropy: The most that I(X;F) could be, in nats; for ``entropy``.
+        label_entropy: H(Y) in nats; likewise.
+    """
+
+    input_weight: float = 1.0
+    label_weight: float = 1.0
+    normalisation: str = "max"
+    label_floor: float = 0.0
+    input_entropy: float = 1.0
+    label_entropy: float = 1.0
+
+    def terms(self, input_information: Tensor, label_information: Tensor) -> tuple[Tensor, Tensor]:
+        """Both terms normalised, shapes (..., S) as given; nats."""
+        label_term = normalise(label_information, self.normalisation, self.label_entropy)
+        input_term = normalise(input_information, self.normalisation, self.input_entropy)
+        best = label_information.amax(-1, keepdim=True)
+        return torch.where(label_information >= self.label_floor * best, input_term, 0.0), label_term
+
+    def scores(self, input_information: Tensor, label_information: Tensor) -> Tensor:
+        """The weighted sum of both normalised terms, shape (..., S)."""
+        input_term, label_term = self.terms(input_information, label_information)
+        return self.input_weight * input_term + self.label_weight * label_term
+
+    def weights_of_nats(self, input_information: Tensor, label_information: Tensor) -> tuple[float, float]:
+        """What a nat of each term adds to a score, given the snapshots' terms, shapes (S,)."""
+        weights = []
+        for weight, values, entropy in (
+            (self.input_weight, input_information, self.input_entropy),
+            (self.label_weight, label_information, self.label_entropy),
+        ):
+            lowest = float(values.clamp_min(0).min()) if self.normalisation == "minmax" else 0.0
+            scale = entropy if self.normalisation == "entropy" else float(values.max()) - lowest
+            weights.append(weight / scale if scale > 0 else 0.0)
+        return weights[0], weights[1]
+
+
+def normalise(values: Tensor, how: str, entropy: float = 1.0) -> Tensor:
     """Bring one term of all snapshots to a common scale.
 
     Args:
-        values: Nats, shape (S,), float64.
-        how: ``max`` divides by the largest, ``minmax`` maps the smallest to 0 and the largest to 1. Negative
-            values count as 0: a lower bound below zero tells nothing.
+        values: Nats, shape (..., S), float64.
+        how: ``max`` divides by the largest, ``minmax`` maps the smallest to 0 and the largest to 1, ``entropy``
+            divides by ``entropy``. Negative values count as 0: a lower bound below zero tells nothing.
+        entropy: The most that the term could be, in nats.
 
     Returns:
-        Values in [0, 1], shape (S,); all zero where there is nothing to tell them apart by.
+        Values in [0, 1], shape (..., S); all zero where there is nothing to tell them apart by.
     """
     values = values.clamp_min(0)
+    if how == "entropy":
+        return (values / max(entropy, 1e-12)).clamp_max(1)
     if how == "minmax":
-        values = values - values.min()
-    return values / values.max() if float(values.max()) > 0 else torch.zeros_like(values)
+        values = values - values.amin(-1, keepdim=True)
+    largest = values.amax(-1, keepdim=True)
+    return torch.where(largest > 0, values / largest.clamp_min(1e-300), 0.0)
 
 
-def rank_descending(scores: Tensor, steps: Tensor) -> Tensor:
-    """Indices from the best score to the worst; of equal scores the later snapshot is first.
+def rank_by_score(scores: Tensor, replicates: Tensor, steps: Tensor) -> Tensor:
+    """Indices from the best score to the worst.
+
+    Scores within one standard error of their difference are equal for all that the probe set can say: of the best
+    that is left and those equal to it, the latest snapshot comes next.
 
     Args:
         scores: Shape (S,), finite.
+        replicates: The scores without each group of samples in turn, shape (G, S).
         steps: Global step of each snapshot, shape (S,).
+
+    Returns:
+        Shape (S,), int64.
     """
-    order = sorted(range(len(scores)), key=lambda index: (float(scores[index]), int(steps[index])), reverse=True)
+    left, order = list(range(len(scores))), []
+    while left:
+        best = max(left, key=lambda index: (float(scores[index]), int(steps[index])))
+        errors = jackknife_error(replicates[:, [best]] - replicates[:, left]).tolist()
+        equal = [
+            index for index, error in zip(left, errors, strict=True) if float(scores[best] - scores[index]) <= error
+        ]
+        order.append(max(equal, key=lambda index: int(steps[index])))
+        left.remove(order[-1])
     return torch.tensor(order, dtype=torch.long)
+
+
+def choose_spaced(order: Tensor, steps: Tensor, count: int) -> Tensor:
+    """The best that are not neighbours: each at least 1/(2 count) of training away from those before it.
+
+    Where too few are left, the gap is halved until there are enough.
+
+    Args:
+        order: Indices from the best to the worst, shape (S,).
+        steps: Global step of each snapshot, shape (S,).
+        count: How many, at most S.
+
+    Returns:
+        Indices, the best first, shape (count,).
+    """
+    gap = float(steps.max()) / (2 * count)
+    while True:
+        taken: list[int] = []
+        for index in order.tolist():
+            if len(taken) < count and all(abs(float(steps[index] - steps[other])) >= gap for other in taken):
+                taken.append(index)
+        if len(taken) == count:
+            return torch.tensor(taken, dtype=torch.long)
+        gap = gap / 2 if gap > 0.5 else 0.0
 
 
 def rank_by_position(steps: Tensor, rule: str, count: int) -> Tensor:

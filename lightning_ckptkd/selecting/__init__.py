@@ -1,8 +1,7 @@
 """From a harvest to a choice: settings, one snapshot's score, the choice among all."""
 
-from lightning_ckptkd.selecting.score_files import remove_score_files
 from lightning_ckptkd.selecting.select import select_snapshots
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import check_model
 
-__all__ = ["SelectionSettings", "check_model", "remove_score_files", "select_snapshots"]
+__all__ = ["SelectionSettings", "check_model", "select_snapshots"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,11 +10,22 @@ from torch import Tensor, nn
 
 from lightning_ckptkd.batches import check_labels
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.features import Features, Layers, extract_features, find_layers
-from lightning_ckptkd.information.label import head_information
+from lightning_ckptkd.information.cmi import cmi_parts
+from lightning_ckptkd.information.features import (
+    Features,
+    Layers,
+    choose_feature,
+    extract_features,
+    find_layers,
+    find_unusable,
+)
+from lightning_ckptkd.information.inputs import within_classes
+from lightning_ckptkd.information.joint import JointInformation, JointStep, grow_set, reduce_features
+from lightning_ckptkd.information.label import accuracy
 from lightning_ckptkd.information.probe import Probe
-from lightning_ckptkd.information.scoring import Scorer
+from lightning_ckptkd.information.scoring import Scorer, Term, num_groups
 from lightning_ckptkd.selecting.borrowing import borrowed
+from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, load_into
@@ -43,7 +55,11 @@ def check_model(settings: SelectionSettings, module: nn.Module, samples: Probe, 
 
 
 class SnapshotScorer:
-    """Turns one snapshot after another into a candidate, all by the same layers, folds and seeds."""
+    """Turns one snapshot after another into a score, all by the same layers, folds and seeds.
+
+    Attributes:
+        input_entropy: The most that I(X;F) could be by the estimator, in nats.
+    """
 
     def __init__(
         self,
@@ -55,52 +71,90 @@ class SnapshotScorer:
     ) -> None:
         self._store, self._settings, self._module, self._probe = store, settings, module, probe
         self._layers: Layers | None = None
-        self._scorer: Scorer | None = None
-        if settings.rule == "mi":
-            self._scorer = Scorer(
-                probe,
-                input_estimator=settings.input_estimator,
-                label_estimator=settings.label_estimator,
-                decoder_steps=settings.decoder_steps,
-                seed=settings.seed,
-                device=device,
-            )
+        self._scorer = Scorer(probe, settings.estimators, device) if settings.rule == "mi" else None
+        self.input_entropy = self._scorer.input_entropy if self._scorer is not None else 0.0
 
-    def score(self, snapshot: Snapshot) -> Candidate:
-        """Load one snapshot into the module and score it; excluded where something is not finite."""
-        settings, module, probe = self._settings, self._module, self._probe
+    def score(self, snapshot: Snapshot) -> Score:
+        """Load one snapshot into the module and score it; excluded where something is not finite or constant."""
+        settings, labels = self._settings, self._probe.labels
         weights = self._store.load(snapshot)
         candidate = _as_candidate(snapshot, find_non_finite(weights))
         if candidate.excluded is not None:
-            return candidate
+            return Score(candidate)
+        features = self._run(snapshot, weights)
+        if reason := find_unusable(features):
+            return Score(replace(candidate, excluded=reason))
+        if settings.needs_logits:
+            _check_logits(settings, features, self._probe)
+        if features.logits is not None and int(labels.max()) < features.logits.shape[1]:
+            candidate = replace(candidate, accuracy=accuracy(features.logits, labels))
+        if self._scorer is None:
+            return self._score_logits(candidate, features)
+        features = choose_feature(features, settings.feature, settings.temperature)
+        x, y = self._scorer.score_input(features), self._scorer.score_label(features)
+        candidate = replace(
+            candidate,
+            input_information=x.nats,
+            input_error=x.error,
+            label_information=y.nats,
+            label_error=y.error,
+        )
+        return Score(candidate, x.replicates, y.replicates)
+
+    def member(self, snapshot: Snapshot) -> tuple[Tensor, Tensor | None]:
+        """What a joint choice needs of a snapshot that was scored: reduced features (N, D) and logits (N, K)."""
+        settings = self._settings
+        features = self._run(snapshot, self._store.load(snapshot))
+        features = choose_feature(features, settings.feature, settings.temperature)
+        f = within_classes(features.pooled, self._probe.labels) if settings.given_label else features.pooled
+        return reduce_features(f), features.logits
+
+    def grow(
+        self, members: Sequence[tuple[Tensor, Tensor | None]], count: int | None, worth: tuple[float, float]
+    ) -> list[JointStep]:
+        """Make a joint choice among snapshots, of which the first is in it.
+
+        Args:
+            members: What :meth:`member` gives of each.
+            count: How many; None goes on while one more tells something.
+            worth: What a nat of I(X;F) and of I(Y;F) is worth.
+        """
+        assert self._scorer is not None
+        features = [feature for feature, _ in members]
+        logits = [logits for _, logits in members if logits is not None]
+        joint = JointInformation(
+            self._scorer.x,
+            features,
+            logits if len(logits) == len(members) else None,
+            self._probe.labels,
+            self._scorer.folds,
+        )
+        return grow_set(joint, 0, count, worth, self._settings.seed)
+
+    def _run(self, snapshot: Snapshot, weights: Mapping[str, Tensor]) -> Features:
+        settings, module, probe = self._settings, self._module, self._probe
         load_into(module, weights, snapshot.file, argument="model")
         module.eval()
         if self._layers is None:
             whole = self._store.manifest.source.get("submodule") is None
             self._layers = _find_layers(settings, module, probe.inputs[:2], whole=whole)
-        features = _extract(settings, module, probe.inputs, self._layers)
-        parts = [part for part in (features.pooled, features.spatial, features.logits) if part is not None]
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
-            return replace(candidate, excluded="its features or logits on the probe set are not finite")
-        accuracy = None
-        if settings.needs_logits:
-            _check_logits(settings, features, probe)
-        if features.logits is not None and int(probe.labels.max()) < features.logits.shape[1]:
-            accuracy = head_information(features.logits, probe.labels).accuracy
-        if self._scorer is None:
-            return replace(candidate, accuracy=accuracy, score=accuracy)
-        information = self._scorer.score(features)
-        return replace(
-            candidate,
-            accuracy=accuracy,
-            input_information=information.input_information,
-            label_information=information.label_information,
-        )
+        return _extract(settings, module, probe.inputs, self._layers)
+
+    def _score_logits(self, candidate: Candidate, features: Features) -> Score:
+        """By a rule that needs nothing but the logits."""
+        assert features.logits is not None
+        labels = self._probe.labels
+        if self._settings.rule == "mcmi":
+            values = cmi_parts(features.logits.double().softmax(1), labels)
+        else:
+            values = (features.logits.argmax(1) == labels).double()
+        term = Term.of(values, self._settings.seed, num_groups(len(labels)))
+        return Score(replace(candidate, score=term.nats, score_error=term.error), score_replicates=term.replicates)
 
 
-def check_snapshot(store: SnapshotStore, snapshot: Snapshot) -> Candidate:
+def check_snapshot(store: SnapshotStore, snapshot: Snapshot) -> Score:
     """A candidate for rules that do not run the snapshots: read, verified, excluded if it is not finite."""
-    return _as_candidate(snapshot, find_non_finite(store.load(snapshot)))
+    return Score(_as_candidate(snapshot, find_non_finite(store.load(snapshot))))
 
 
 def _check_logits(settings: SelectionSettings, features: Features, samples: Probe) -> None:
@@ -110,10 +164,15 @@ def _check_logits(settings: SelectionSettings, features: Features, samples: Prob
         ArgumentError: If not.
     """
     if features.logits is None:
-        what = f"rule={settings.rule!r}" if settings.rule != "mi" else "label_estimator='head'"
+        what = f"rule={settings.rule!r}"
+        for name, needs in (("label_estimator", "head"), ("feature", settings.feature), ("ensemble", "greedy")):
+            if settings.rule == "mi" and getattr(settings, name) == needs != "layer":
+                what = f"{name}={needs!r}"
+                break
         raise ArgumentError(
             f"{what} needs the teacher's logits, and the harvested module gives none. Harvest the whole classifier, "
-            "say with logits_key where its output holds them, or use rule='mi' with label_estimator='logistic'."
+            "say with logits_key where its output holds them, or use rule='mi' with feature='layer' and "
+            "label_estimator='logistic'."
         )
     check_labels(samples.labels, features.logits.shape[1])
 

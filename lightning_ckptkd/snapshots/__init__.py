@@ -1,7 +1,7 @@
 """What a snapshot is: the manifest, the store that commits and verifies, the choice, the take-over of .ckpt files."""
 
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot
-from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
+from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, JointChoice, Selection
 from lightning_ckptkd.snapshots.store import SnapshotStore
 from lightning_ckptkd.snapshots.takeover import harvest_checkpoints
 
@@ -9,6 +9,7 @@ __all__ = [
     "MANIFEST_NAME",
     "SELECTION_NAME",
     "Candidate",
+    "JointChoice",
     "Manifest",
     "Selection",
     "Snapshot",

@@ -63,6 +63,13 @@ class Fields:
             raise self._wrong(key, "a finite number or null")
         return float(value)
 
+    def number(self, key: str) -> float:
+        """The finite number at ``key``."""
+        value = self.optional_number(key)
+        if value is None:
+            raise self._wrong(key, "a finite number")
+        return value
+
     def plain(self, key: str) -> dict[str, Any]:
         """The object at ``key``, as plain JSON that can be written again."""
         found: dict[str, Any] = json_safe(self.mapping(key))
@@ -90,6 +97,19 @@ class Fields:
     def objects(self, key: str) -> Iterator[Fields]:
         """The objects of the array at ``key``, one after another."""
         return (Fields(item, f"{self._where}: {key!r}[{i}]") for i, item in enumerate(self.items(key)))
+
+    def optional_objects(self, key: str) -> Iterator[Fields]:
+        """As :meth:`objects`; none where the array is null or absent."""
+        return iter(()) if self._document.get(key) is None else self.objects(key)
+
+    def number_list(self, key: str) -> tuple[float, ...]:
+        """The finite numbers of the array at ``key``."""
+        found = []
+        for item in self.items(key):
+            if not isinstance(item, (int, float)) or isinstance(item, bool) or not _is_finite(item):
+                raise self._wrong(key, "an array of finite numbers")
+            found.append(float(item))
+        return tuple(found)
 
     def header(self, format_name: str, version: int) -> None:
         """Check the two fields that say what the file is.

@@ -23,11 +23,14 @@ class Candidate:
         epoch: Lightning's ``current_epoch``, from 0.
         global_step: Optimiser steps taken.
         input_information: I(X;F) in nats; None where the rule does not need it.
+        input_error: Its standard error over probe samples in nats; likewise.
         label_information: I(Y;F) in nats; likewise.
+        label_error: Its standard error in nats; likewise.
         accuracy: Share of the probe set that the snapshot itself gets right; None where it gives no logits.
         input_term: The normalised I(X;F).
         label_term: The normalised I(Y;F).
         score: What the rule ranks by, larger is better; None where the rule goes by position.
+        score_error: Its standard error.
         rank: 1 for the best; None for a snapshot that is excluded, or that a rule by position passes over.
         excluded: Why the snapshot can't be chosen; None if it can.
     """
@@ -37,13 +40,35 @@ class Candidate:
     epoch: int
     global_step: int
     input_information: float | None = None
+    input_error: float | None = None
     label_information: float | None = None
+    label_error: float | None = None
     accuracy: float | None = None
     input_term: float | None = None
     label_term: float | None = None
     score: float | None = None
+    score_error: float | None = None
     rank: int | None = None
     excluded: str | None = None
+
+
+@dataclass(frozen=True)
+class JointChoice:
+    """One step of a joint choice: the set after a snapshot joined it.
+
+    Attributes:
+        file: Name of the snapshot's file.
+        input_information: I(X; F1..Fk) of the set in nats.
+        label_information: I(Y;F) of the set's mean logits in nats.
+        gain: What the snapshot added to the set's score; for the first one its score.
+        gain_error: Standard error of the gain.
+    """
+
+    file: str
+    input_information: float
+    label_information: float
+    gain: float
+    gain_error: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,7 @@ class Selection:
         probe: What the snapshots were scored on: samples, classes, label entropy in nats; empty if on nothing.
         candidates: Every snapshot in the order of training.
         chosen: Names of the chosen files, the best first.
+        joint: The steps of a joint choice; empty where each snapshot was chosen by itself.
     """
 
     run_id: str
@@ -67,6 +93,7 @@ class Selection:
     probe: dict[str, Any] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     chosen: tuple[str, ...] = ()
+    joint: tuple[JointChoice, ...] = ()
 
     def write(self, store: SnapshotStore) -> None:
         """Write the choice into the harvest's folder: whole or not at all."""
@@ -95,6 +122,7 @@ class Selection:
             probe=fields.plain("probe"),
             candidates=tuple(read_candidate(item) for item in fields.objects("snapshots")),
             chosen=tuple(str(name) for name in fields.items("chosen")),
+            joint=tuple(_read_joint(item) for item in fields.optional_objects("joint")),
         )
         if selection.run_id != store.manifest.run_id:
             raise SnapshotError(
@@ -115,6 +143,16 @@ class Selection:
         return selection
 
 
+def _read_joint(fields: Fields) -> JointChoice:
+    return JointChoice(
+        file=fields.text("file"),
+        input_information=fields.number("input_information"),
+        label_information=fields.number("label_information"),
+        gain=fields.number("gain"),
+        gain_error=fields.number("gain_error"),
+    )
+
+
 def read_candidate(fields: Fields) -> Candidate:
     """A candidate from an untrusted JSON object.
 
@@ -127,11 +165,14 @@ def read_candidate(fields: Fields) -> Candidate:
         epoch=fields.natural("epoch"),
         global_step=fields.natural("global_step"),
         input_information=fields.optional_number("input_information"),
+        input_error=fields.optional_number("input_error"),
         label_information=fields.optional_number("label_information"),
+        label_error=fields.optional_number("label_error"),
         accuracy=fields.optional_number("accuracy"),
         input_term=fields.optional_number("input_term"),
         label_term=fields.optional_number("label_term"),
         score=fields.optional_number("score"),
+        score_error=fields.optional_number("score_error"),
         rank=None if fields.optional_number("rank") is None else fields.natural("rank"),
         excluded=fields.optional_text("excluded"),
     )

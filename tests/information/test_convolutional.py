@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
 
 from lightning_ckptkd.information.convolutional import (
+    ConvolutionalClassifier,
     ConvolutionalDecoder,
-    convolutional_information,
+    convolutional_input_gains,
+    convolutional_label_gains,
     unit_range,
 )
 from lightning_ckptkd.information.folds import assign_folds
+from lightning_ckptkd.information.likelihoods import LIKELIHOODS
+from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 from tests.projects import digits
 
 
@@ -15,23 +24,79 @@ def digit_images(count: int = 500) -> torch.Tensor:
     return digits(0, count).tensors[0]
 
 
-def test_more_of_the_image_is_more_information() -> None:
-    images, folds = digit_images(), assign_folds(500, 5, 0)
-    whole = convolutional_information(images, images, folds)
-    coarse = convolutional_information(images, torch.nn.functional.avg_pool2d(images, 4), folds)
-    noise = convolutional_information(images, torch.randn(500, 1, 4, 4), folds)
+def estimate(images: Tensor, maps: Tensor, **options: Any) -> tuple[float, float]:
+    """I(X;F) and its standard error."""
+    gains = convolutional_input_gains(images, maps, assign_folds(len(images), 5, 0), **options)
+    return float(gains.mean()), float(jackknife_error(leave_one_out(gains, 0)))
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_more_of_the_image_is_more_information(likelihood: str) -> None:
+    images = digit_images()
+    whole, _ = estimate(images, images, likelihood=likelihood)
+    coarse, _ = estimate(images, torch.nn.functional.avg_pool2d(images, 4), likelihood=likelihood)
+    noise, _ = estimate(images, torch.randn(500, 1, 4, 4), likelihood=likelihood)
     assert whole > coarse + 1 > noise + 2
     assert noise < 0.5
+
+
+def test_never_above_the_truth_for_binary_pixels() -> None:
+    """Fair coins, a tenth of which are seen turned over: ln 2 - h(0.1) a pixel."""
+    images = (torch.rand(1500, 1, 6, 6) < 0.5).float()
+    maps = (images + (torch.rand_like(images) < 0.1).float()) % 2
+    truth = 36 * (math.log(2) + 0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    found, error = estimate(images, maps, likelihood="bce")
+    assert 0.7 * truth < found < truth + 2 * error
+
+
+def test_never_above_the_truth_for_normal_pixels() -> None:
+    """X ~ N(0, I), F = X + noise: (d/2) ln(1 + 1/noise^2)."""
+    images = torch.randn(1500, 1, 6, 6)
+    truth = 18 * math.log(1 + 1 / 0.5**2)
+    found, error = estimate(images, images + 0.5 * torch.randn_like(images), likelihood="gaussian")
+    assert 0.7 * truth < found < truth + 2 * error
+
+
+def test_never_above_the_truth_for_labels() -> None:
+    labels = torch.randint(5, (3000,))
+    wrong = (labels + torch.randint(1, 5, (3000,))) % 5
+    seen = torch.where(torch.rand(3000) < 0.2, wrong, labels)
+    maps = torch.nn.functional.one_hot(seen, 5).float()[:, :, None, None].expand(-1, -1, 2, 2)
+    truth = math.log(5) + 0.8 * math.log(0.8) + 0.2 * math.log(0.2 / 4)
+    gains = convolutional_label_gains(labels, maps, assign_folds(3000, 5, 0))
+    error = float(jackknife_error(leave_one_out(gains, 0)))
+    assert 0.9 * truth < float(gains.mean()) < truth + 2 * error
+
+
+def test_it_stops_before_it_learns_noise_by_heart() -> None:
+    images, maps = torch.rand(60, 1, 8, 8), torch.randn(60, 64, 8, 8)
+    assert estimate(images, maps, steps=600)[0] > -2, "without stopping it is -17"
 
 
 def test_seeded_and_scored_on_held_out_samples() -> None:
     images, folds = digit_images(200), assign_folds(200, 5, 0)
     maps = torch.randn(200, 4, 2, 2)
     state = torch.get_rng_state()
-    first = convolutional_information(images, maps, folds, steps=20, seed=3)
+    first = convolutional_input_gains(images, maps, folds, steps=20, seed=3)
     assert torch.equal(torch.get_rng_state(), state), "the user's random numbers are not touched"
-    assert first == convolutional_information(images, maps, folds, steps=20, seed=3)
-    assert first != convolutional_information(images, maps, folds, steps=20, seed=4)
+    assert first.shape == (40,)
+    assert torch.equal(first, convolutional_input_gains(images, maps, folds, steps=20, seed=3))
+    assert not torch.equal(first, convolutional_input_gains(images, maps, folds, steps=20, seed=4))
+
+
+def test_the_papers_classifier() -> None:
+    classifier = ConvolutionalClassifier(16, 10)
+    assert classifier(torch.randn(2, 16, 8, 8)).shape == (2, 10)
+    assert [type(layer).__name__ for layer in classifier] == [
+        "Conv2d",
+        "BatchNorm2d",
+        "ReLU",
+        "AdaptiveAvgPool2d",
+        "Flatten",
+        "Linear",
+        "ReLU",
+        "Linear",
+    ]
 
 
 def test_the_papers_layers() -> None:

@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from lightning_ckptkd.information.folds import assign_folds
-from lightning_ckptkd.information.label import _fit_probe, head_information, label_entropy, logistic_information
+from lightning_ckptkd.information.label import accuracy, head_gains, label_entropy
+from lightning_ckptkd.information.logistic import _fit, logistic_gains
 
 
 def symmetric_channel(samples: int, classes: int, error: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,33 +18,62 @@ def symmetric_channel(samples: int, classes: int, error: float) -> tuple[torch.T
     return labels, torch.where(torch.rand(samples) < error, wrong, labels)
 
 
-def test_logistic_probe_on_a_symmetric_channel() -> None:
-    """ln K + (1-e) ln(1-e) + e ln(e/(K-1)) for K = 10 and e = 0.1 is 1.7578 nats."""
+def truth_of(classes: int, error: float) -> float:
+    return math.log(classes) + (1 - error) * math.log(1 - error) + error * math.log(error / (classes - 1))
+
+
+def by_head(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return float(head_gains(logits, labels, assign_folds(len(labels), 5, 0)).mean())
+
+
+def by_probe(features: torch.Tensor, labels: torch.Tensor) -> float:
+    return float(logistic_gains(features, labels, assign_folds(len(labels), 5, 0)).mean())
+
+
+def test_the_closed_form() -> None:
+    assert truth_of(10, 0.1) == pytest.approx(1.7578, abs=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "error"), [(10, 0.1), (10, 0.4), (3, 0.2)])
+def test_logistic_probe_on_a_symmetric_channel(classes: int, error: float) -> None:
+    labels, seen = symmetric_channel(10_000, classes, error)
+    gains = logistic_gains(F.one_hot(seen, classes).float(), labels, assign_folds(10_000, 5, 0))
+    truth, deviation = truth_of(classes, error), 2 * float(gains.std()) / 100
+    assert float(gains.mean()) == pytest.approx(truth, abs=0.02 * truth if error == 0.1 else deviation)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_head_on_a_symmetric_channel_whatever_its_confidence(temperature: float) -> None:
     labels, seen = symmetric_channel(10_000, 10, 0.1)
-    found = logistic_information(F.one_hot(seen, 10).float(), labels, assign_folds(10_000, 5, 0))
-    assert found.nats == pytest.approx(1.7578, rel=0.02)
-    assert found.accuracy == pytest.approx(0.9, abs=0.01)
-
-
-def test_the_true_posterior_as_head_gives_the_truth() -> None:
-    labels, seen = symmetric_channel(50_000, 10, 0.1)
-    posterior = torch.full((50_000, 10), 0.1 / 9).scatter_(1, seen[:, None], 0.9)
-    assert head_information(posterior.log(), labels).nats == pytest.approx(1.7578, rel=0.01)
+    posterior = torch.full((10_000, 10), 0.1 / 9).scatter_(1, seen[:, None], 0.9)
+    assert by_head(temperature * posterior.log(), labels) == pytest.approx(truth_of(10, 0.1), rel=0.02)
 
 
 def test_useless_features_tell_nothing() -> None:
     labels = torch.randint(4, (800,))
-    found = logistic_information(torch.randn(800, 50), labels, assign_folds(800, 5, 0))
-    assert abs(found.nats) < 0.05
+    assert abs(by_probe(torch.randn(800, 50), labels)) < 0.05
+    assert -0.05 < by_head(torch.randn(800, 4), labels) < 0.02
 
 
 def test_never_above_the_label_entropy() -> None:
     labels = torch.randint(10, (500,))
-    found = logistic_information(100 * F.one_hot(labels, 10).float(), labels, assign_folds(500, 5, 0))
-    assert 0.95 * label_entropy(labels) < found.nats <= label_entropy(labels)
-    sure = head_information(1e4 * F.one_hot(labels, 10).double(), labels)
-    assert sure.nats == pytest.approx(label_entropy(labels))
-    assert sure.accuracy == 1
+    sure = 1e4 * F.one_hot(labels, 10).double()
+    assert 0.95 * label_entropy(labels) < by_probe(sure, labels) <= label_entropy(labels)
+    assert by_head(sure, labels) == pytest.approx(label_entropy(labels))
+    assert by_head(sure, labels) <= label_entropy(labels)
+
+
+def test_a_function_of_the_features_tells_no_more() -> None:
+    features = torch.randn(3000, 5)
+    labels = (2 * features[:, :3] + torch.randn(3000, 3)).argmax(1)
+    whole = by_probe(features, labels)
+    assert by_probe(features[:, :2], labels) < whole
+    assert by_probe(features + torch.randn_like(features), labels) < whole
+    assert by_probe(features @ torch.randn(5, 5), labels) == pytest.approx(whole, rel=0.02)
+
+
+def test_accuracy() -> None:
+    assert accuracy(torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0]]), torch.tensor([1, 1, 1])) == pytest.approx(2 / 3)
 
 
 def test_label_entropy() -> None:
@@ -55,7 +85,7 @@ def test_the_probe_is_the_one_that_scikit_learn_finds() -> None:
     features = torch.randn(300, 4).double()
     labels = (features @ torch.randn(4, 3).double() + torch.randn(300, 3)).argmax(1)
     penalty = 0.01
-    ours = _fit_probe(features, labels, torch.zeros(5, 3).double(), penalty)
+    ours = _fit(features, labels, torch.zeros(5, 3).double(), penalty)
     theirs = LogisticRegression(C=1 / (penalty * 300), tol=1e-10, max_iter=1000).fit(features, labels)
     ours_p = torch.softmax(features @ ours[:-1] + ours[-1], 1)
     torch.testing.assert_close(ours_p, torch.from_numpy(theirs.predict_proba(features)), atol=1e-4, rtol=0)
@@ -63,4 +93,4 @@ def test_the_probe_is_the_one_that_scikit_learn_finds() -> None:
 
 def test_a_class_that_a_fold_lacks() -> None:
     labels = torch.cat([torch.zeros(99, dtype=torch.long), torch.ones(1, dtype=torch.long)])
-    assert math.isfinite(logistic_information(torch.randn(100, 3), labels, assign_folds(100, 5, 0)).nats)
+    assert math.isfinite(by_probe(torch.randn(100, 3), labels))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_ckptkd.information.ranking import normalise, rank_by_position, rank_descending
+from lightning_ckptkd.information.ranking import ScoreRule, choose_spaced, normalise, rank_by_position, rank_by_score
 
 STEPS = torch.arange(1, 11, dtype=torch.float64) * 10
 
@@ -16,10 +16,56 @@ def test_normalise() -> None:
         assert normalise(torch.zeros(3), how).tolist() == [0, 0, 0]
         assert normalise(torch.full((3,), -2.0), how).tolist() == [0, 0, 0]
 
+    assert normalise(values, "entropy", 8.0).tolist() == [0.25, 0.5, 0.0]
+    stacked = torch.stack([values, 2 * values])
+    assert normalise(stacked, "max").tolist() == [[0.5, 1.0, 0.0]] * 2, "each row by itself"
+
 
 def test_of_equal_scores_the_later_is_first() -> None:
-    order = rank_descending(torch.tensor([1.0, 3.0, 3.0, 2.0]), torch.tensor([1, 2, 3, 4]))
+    scores = torch.tensor([1.0, 3.0, 3.0, 2.0]).double()
+    order = rank_by_score(scores, scores.expand(5, 4), torch.tensor([1, 2, 3, 4]))
     assert order.tolist() == [2, 1, 3, 0]
+
+
+def test_scores_within_a_standard_error_of_their_difference_are_equal() -> None:
+    scores = torch.tensor([1.0, 0.99, 0.9]).double()
+    shared = 0.2 * torch.randn(20, 1).double()  # moves all alike, and so says nothing of their differences
+    own = torch.zeros(20, 3).double()
+    own[:, 1] = 0.01 * torch.randn(20)
+    steps = torch.tensor([1, 2, 3])
+    assert rank_by_score(scores, scores + shared + own, steps).tolist() == [1, 0, 2]
+    assert rank_by_score(scores, scores + shared + own / 100, steps).tolist() == [0, 1, 2]
+
+
+def test_score_rule() -> None:
+    x = torch.tensor([6.0, 4.0, 3.0]).double()
+    y = torch.tensor([0.5, 1.9, 2.0], dtype=torch.float64)
+    assert ScoreRule().scores(x, y).tolist() == pytest.approx([1.25, 4 / 6 + 0.95, 1.5])
+    assert ScoreRule(label_floor=0.9).scores(x, y).tolist() == pytest.approx([0.25, 4 / 6 + 0.95, 1.5])
+    assert ScoreRule(input_weight=0.0, label_weight=2.0).scores(x, y).tolist() == pytest.approx([0.5, 1.9, 2.0])
+    entropy = ScoreRule(normalisation="entropy", input_entropy=12.0, label_entropy=4.0)
+    assert entropy.scores(x, y).tolist() == pytest.approx([0.625, 4 / 12 + 1.9 / 4, 0.75])
+
+
+@pytest.mark.parametrize("normalisation", ["max", "minmax", "entropy"])
+def test_what_a_nat_is_worth(normalisation: str) -> None:
+    x, y = torch.tensor([[6.0, 4.0, 3.0], [0.5, 1.9, 2.0]], dtype=torch.float64)
+    rule = ScoreRule(0.5, 2.0, normalisation, 0.0, 12.0, 4.0)
+    worth_x, worth_y = rule.weights_of_nats(x, y)
+    scores = rule.scores(x, y)
+    assert float(scores[1] - scores[2]) == pytest.approx(worth_x * 1.0 - worth_y * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("order", "count", "chosen"),
+    [
+        ([9, 8, 7, 6, 5, 4, 3, 2, 1, 0], 3, [9, 7, 5]),
+        ([4, 5, 3, 9, 0, 1, 2, 6, 7, 8], 2, [4, 9]),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 10, list(range(10))),
+    ],
+)
+def test_spaced_choice(order: list[int], count: int, chosen: list[int]) -> None:
+    assert choose_spaced(torch.tensor(order), STEPS, count).tolist() == chosen
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,214 @@
+"""What a selection costs: ``python -m benchmarks.selection``, as ratios that are measured in one run.
+
+``cost``: ranking 30 snapshots with the default estimators, against the bare forward passes of those 30 over the same
+probe set. ``ranks``: two processes of one thread each, against one process of one thread. ``memory``: of the process
+over 200 snapshots. Give it the machine for itself. ``--device cuda`` runs the first part on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_ckptkd import MISelector, SnapshotStore
+from lightning_ckptkd.report import format_table
+from lightning_ckptkd.snapshots import Selection
+from lightning_ckptkd.zoo import CIFARResNet
+
+RESULTS = Path(__file__).parent / "results" / "selection.json"
+SNAPSHOTS, MANY, BATCH_SIZE, SIDE = 30, 200, 256, 28
+COST_TARGET, RANKS_TARGET, MEMORY_TARGET = 1.25, 0.6, 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; the target is met by a value that is not larger."""
+
+    what: str
+    value: float
+    target: float
+    note: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+        return (
+            self.what,
+            f"{self.value:.3f}",
+            f"<= {self.target}",
+            "met" if self.value <= self.target else "MISSED",
+            self.note,
+        )
+
+
+def main() -> None:
+    """Measure everything, or be one rank of a measurement."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--harvest", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.harvest is not None:
+        print(json.dumps(resident_memory(options.harvest) if options.memory else rank_seconds(options.harvest)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        harvest, many = Path(folder) / "harvest", Path(folder) / "many"
+        make_harvest(harvest, SNAPSHOTS)
+        make_harvest(many, MANY)
+        rows = [measure_cost(harvest, torch.device(options.device), options.repeats)]
+        if options.device == "cpu":
+            rows += [measure_ranks(harvest, options.repeats), measure_memory(many)]
+    table = format_table(["measured", "value", "target", "", "details"], [row.cells() for row in rows])
+    if options.device == "cpu":
+        RESULTS.write_text(json.dumps({"table": table, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    print(table)
+
+
+def network() -> nn.Module:
+    """A ResNet-14 of width 16 for grey images."""
+    torch.manual_seed(0)
+    return CIFARResNet(14, 10, 16, 1)
+
+
+def make_harvest(folder: Path, count: int) -> None:
+    """Snapshots along a way in weight space; what they tell does not matter here."""
+    module = network()
+    with SnapshotStore.create(folder, "run", {}) as store:
+        for epoch in range(count):
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
+            store.commit(module.state_dict(), epoch=epoch, global_step=epoch + 1)
+
+
+def probe() -> tuple[Tensor, Tensor]:
+    """scikit-learn's digits, enlarged to 28 x 28 pixels."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    return F.interpolate(images, size=SIDE, mode="bilinear"), torch.from_numpy(digits.target).long()
+
+
+def select(harvest: Path, device: torch.device | str = "cpu") -> Selection:
+    """Rank all snapshots anew."""
+    (harvest / "scores.json").unlink(missing_ok=True)
+    loader = DataLoader(TensorDataset(*probe()), batch_size=BATCH_SIZE)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return MISelector(batch_size=BATCH_SIZE).select(harvest, network(), loader, device=device, progress=False)
+
+
+def forward_passes(device: torch.device) -> None:
+    """What a selection can't do without."""
+    module, inputs = network().to(device).eval(), probe()[0]
+    with torch.no_grad():
+        for _ in range(SNAPSHOTS):
+            for batch in torch.split(inputs, BATCH_SIZE):
+                module(batch.to(device))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_cost(harvest: Path, device: torch.device, repeats: int) -> Row:
+    """Both in turn, several times."""
+    select(harvest, device)
+    ratios = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        forward_passes(device)
+        middle = time.perf_counter()
+        select(harvest, device)
+        ratios.append((time.perf_counter() - middle) / (middle - start))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    note = f"median of {', '.join(f'{ratio:.3f}' for ratio in ratios)}; {len(probe()[1])} images; {name}"
+    return Row(f"ranking {SNAPSHOTS} snapshots / their forward passes", statistics.median(ratios), COST_TARGET, note)
+
+
+def measure_ranks(harvest: Path, repeats: int) -> Row:
+    """One process and two processes in turn."""
+    ratios = []
+    for repeat in range(repeats):
+        seconds = {ranks: launch(harvest, ranks, 29600 + 2 * repeat + ranks) for ranks in (1, 2)}
+        ratios.append(seconds[2] / seconds[1])
+    note = f"median of {', '.join(f'{ratio:.3f}' for ratio in ratios)}; one thread each"
+    return Row("two ranks / one rank", statistics.median(ratios), RANKS_TARGET, note)
+
+
+def launch(harvest: Path, ranks: int, port: int) -> float:
+    """Seconds that the slowest of some ranks takes to select."""
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.selection", "--harvest", str(harvest)],
+            env={**shared, "RANK": str(rank), "MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    answers = [process.communicate()[0] for process in processes]
+    return max(float(answer.splitlines()[-1]) for answer in answers)
+
+
+def rank_seconds(harvest: Path) -> float:
+    """Select as one rank; the time from when all are ready."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for snapshot in torch.split(probe()[0], BATCH_SIZE):  # the first passes are slower
+        network().eval()(snapshot)
+    if dist.get_rank() == 0:
+        (harvest / "scores.json").unlink(missing_ok=True)
+    dist.barrier()
+    start = time.perf_counter()
+    select(harvest)
+    seconds = time.perf_counter() - start
+    dist.destroy_process_group()
+    return seconds
+
+
+def measure_memory(harvest: Path) -> Row:
+    """Growth from the tenth to the last snapshot, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.selection", "--harvest", str(harvest), "--memory"]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    megabytes = json.loads(answer.splitlines()[-1])
+    note = f"MB after 10, 50, 100, 150, {MANY} snapshots: {', '.join(f'{value:.0f}' for value in megabytes)}"
+    return Row(
+        f"growth of memory over {MANY} snapshots / memory", megabytes[-1] / megabytes[0] - 1, MEMORY_TARGET, note
+    )
+
+
+def resident_memory(harvest: Path) -> list[float]:
+    """Resident megabytes while snapshots are scored."""
+    found: list[float] = []
+    load, page = SnapshotStore.load, os.sysconf("SC_PAGE_SIZE")
+    seen = 0
+
+    def counted(store: SnapshotStore, *arguments: object) -> object:
+        nonlocal seen
+        seen += 1
+        if seen in (10, 50, 100, 150, MANY):
+            found.append(int(Path("/proc/self/statm").read_text().split()[1]) * page / 1e6)
+        return load(store, *arguments)  # type: ignore[arg-type]
+
+    SnapshotStore.load = counted  # type: ignore[assignment, method-assign]
+    select(harvest)
+    return found
+
+
+if __name__ == "__main__":
+    main()
