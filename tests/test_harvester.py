@@ -512,6 +512,26 @@ def test_a_checkpoint_tells_of_a_snapshot_that_is_still_being_written(
     assert (told[0]["epoch"], told[0]["global_step"], told[0]["metrics"]) == (0, 4, snapshot.metrics)
 
 
+def test_a_checkpoint_that_tells_of_one_snapshot_waits_for_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[int], Any]] = []
+
+    class Watch(Project):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            committed = [snapshot.global_step for snapshot in SnapshotStore.open(tmp_path / "h").snapshots]
+            (unstored,) = (state["unstored"] for key, state in checkpoint["callbacks"].items() if "Harv" in key)
+            seen.append((committed, unstored))
+
+    real = SnapshotStore.commit
+    monkeypatch.setattr(SnapshotStore, "commit", lambda *a, **k: (time.sleep(2), real(*a, **k))[1])
+    own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_epochs=2, save_on_train_epoch_end=True)
+    fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, project=Watch(), max_epochs=2, enable_checkpointing=True)
+    ((committed, unstored),) = seen
+    assert committed == [4]
+    assert unstored["global_step"] == 8
+
+
 def test_a_snapshot_that_was_killed_before_its_metrics_gets_them(tmp_path: Path) -> None:
     own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}", save_on_train_epoch_end=True)
     fit(tmp_path, CheckpointHarvester(tmp_path / "h"), own, max_epochs=1, enable_checkpointing=True)
