@@ -100,7 +100,7 @@ class MISelector(Callback):
         input_weight: float = 1.0,
         label_weight: float = 1.0,
         normalisation: str = "max",
-        label_floor: float = 0.0,
+        label_floor: float = 0.95,
         probe: DataLoader[Any] | None = None,
         probe_split: str = "val",
         probe_size: int = 2000,

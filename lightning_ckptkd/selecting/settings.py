@@ -32,7 +32,7 @@ class SelectionSettings:
     input_weight: float = 1.0
     label_weight: float = 1.0
     normalisation: str = "max"
-    label_floor: float = 0.0
+    label_floor: float = 0.95
     likelihood: str = "bce"
     decoder_steps: int = 300
     logits_key: str | int | None = None
