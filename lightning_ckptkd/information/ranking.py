@@ -34,17 +34,33 @@ class ScoreRule:
     input_entropy: float = 1.0
     label_entropy: float = 1.0
 
-    def terms(self, input_information: Tensor, label_information: Tensor) -> tuple[Tensor, Tensor]:
-        """Both terms normalised, shapes (..., S) as given; nats."""
+    def terms(
+        self, input_information: Tensor, label_information: Tensor, counts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both terms normalised.
+
+        Args:
+            input_information: Nats, shape (..., S).
+            label_information: Nats, shape (..., S).
+            counts: Whose I(X;F) counts, shape (S,), bool; None asks :meth:`above_floor`. Replicates take that of the
+                estimates, since a snapshot near the floor would fall below it in some and have no standard error.
+
+        Returns:
+            Shapes (..., S).
+        """
+        counts = self.above_floor(label_information) if counts is None else counts
         label_term = normalise(label_information, self.normalisation, self.label_entropy)
         input_term = normalise(input_information, self.normalisation, self.input_entropy)
-        best = label_information.amax(-1, keepdim=True)
-        return torch.where(label_information >= self.label_floor * best, input_term, 0.0), label_term
+        return torch.where(counts, input_term, 0.0), label_term
 
-    def scores(self, input_information: Tensor, label_information: Tensor) -> Tensor:
-        """The weighted sum of both normalised terms, shape (..., S)."""
-        input_term, label_term = self.terms(input_information, label_information)
+    def scores(self, input_information: Tensor, label_information: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The weighted sum of both normalised terms, shape (..., S); arguments as :meth:`terms`."""
+        input_term, label_term = self.terms(input_information, label_information, counts)
         return self.input_weight * input_term + self.label_weight * label_term
+
+    def above_floor(self, label_information: Tensor) -> Tensor:
+        """Whether each snapshot's I(X;F) counts, shape (..., S), bool."""
+        return label_information >= self.label_floor * label_information.amax(-1, keepdim=True)
 
     def weights_of_nats(self, input_information: Tensor, label_information: Tensor) -> tuple[float, float]:
         """What a nat of each term adds to a score, given the snapshots' terms, shapes (S,)."""

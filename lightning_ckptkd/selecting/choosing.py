@@ -112,7 +112,9 @@ def _with_scores(
         torch.tensor([getattr(score.candidate, name) for score in usable], dtype=torch.float64)
         for name in ("input_information", "label_information")
     )
-    replicates = rule.scores(stack_replicates(usable, "input_replicates"), stack_replicates(usable, "label_replicates"))
+    replicates = rule.scores(
+        stack_replicates(usable, "input_replicates"), stack_replicates(usable, "label_replicates"), rule.above_floor(y)
+    )
     errors = jackknife_error(replicates).tolist()
     terms = [term.tolist() for term in (*rule.terms(x, y), rule.scores(x, y))]
     candidates = [

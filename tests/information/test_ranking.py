@@ -47,6 +47,16 @@ def test_score_rule() -> None:
     assert entropy.scores(x, y).tolist() == pytest.approx([0.625, 4 / 12 + 1.9 / 4, 0.75])
 
 
+def test_replicates_fall_on_the_same_side_of_the_floor() -> None:
+    x, y = torch.tensor([[6.0, 4.0], [1.9, 2.0]], dtype=torch.float64)
+    wiggled = y + torch.tensor([[0.02, 0.0], [-0.02, 0.0]])
+    rule = ScoreRule(label_floor=0.95)
+    assert rule.above_floor(y).tolist() == [True, True]
+    assert rule.above_floor(wiggled).tolist() == [[True, True], [False, True]]
+    scores = rule.scores(x.expand(2, 2), wiggled, rule.above_floor(y))
+    assert float((scores[0] - scores[1]).abs().max()) == pytest.approx(0.02)
+
+
 @pytest.mark.parametrize("normalisation", ["max", "minmax", "entropy"])
 def test_what_a_nat_is_worth(normalisation: str) -> None:
     x, y = torch.tensor([[6.0, 4.0, 3.0], [0.5, 1.9, 2.0]], dtype=torch.float64)
