@@ -104,6 +104,7 @@ MUTATIONS = [
     Mutation("NaN is not scored", "selecting/snapshot_scorer.py", "_as_candidate(snapshot, find_non_finite(weights))", "_as_candidate(snapshot, None)", ("selector",)),
     Mutation("NaN is not ranked", "information/features.py", "if not all(bool(torch.isfinite(part).all()) for part in parts):", "if False:", ("selector",)),
     Mutation("NaN does not teach", "teachers/ensemble.py", "if name is not None:", "if False:", ("ensemble",)),
+    Mutation("damage since the snapshot was scored", "selecting/select.py", "            self._store.verify(snapshot)", "            pass", ("selector",)),
     Mutation("scores of other samples", "selecting/score_files.py", "[scoring, probe.digest(), repr(module)", "[scoring, repr(module)", ("selector",)),
     Mutation("scores of other networks", "selecting/score_files.py", "probe.digest(), repr(module)", "probe.digest()", ("selector",)),
 ]  # fmt: skip

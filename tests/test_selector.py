@@ -106,7 +106,7 @@ def test_weights_and_normalisation_decide(harvest: Path) -> None:
 
     for candidate in scores(label_floor=1.0)[:1]:
         assert candidate.input_term == 0
-    for candidate in scores(normalisation="entropy"):
+    for candidate in scores(normalisation="entropy", label_floor=0.0):
         assert 0 < candidate.input_term < 1
         assert 0 < candidate.label_term < 1
     for candidate in scores(input_weight=0.0):
@@ -165,6 +165,14 @@ def test_a_set_of_no_neighbours(harvest: Path) -> None:
     epochs = {candidate.file: candidate.epoch for candidate in selection.candidates}
     first, second = (epochs[file] for file in selection.chosen)
     assert abs(first - second) >= 1
+
+
+def test_classes_that_the_probe_set_lacks_are_listed(harvest: Path) -> None:
+    images, labels = digits(1000, 1400).tensors
+    some = DataLoader(TensorDataset(images[labels < 7], labels[labels < 7]), 64)
+    with pytest.warns(UserWarning, match=r"no sample of 3 of 10 classes \(7, 8, 9\)") as told:
+        MISelector().select(harvest, Project(), some, progress=False)
+    assert len([warning for warning in told if "no sample of" in str(warning.message)]) == 1
 
 
 def test_features_that_never_change_are_excluded(harvest: Path) -> None:
@@ -286,7 +294,10 @@ def test_a_snapshot_of_another_architecture(harvest: Path) -> None:
         MISelector().select(harvest, Project(channels=4), probe(), progress=False)
 
 
-def test_a_damaged_snapshot(harvest: Path) -> None:
+@pytest.mark.parametrize("scored_before", [False, True])
+def test_a_damaged_snapshot(harvest: Path, scored_before: bool) -> None:
+    if scored_before:
+        MISelector().select(harvest, Project(), probe(), progress=False)
     file = harvest / SnapshotStore.open(harvest).snapshots[1].file
     save_file({"x": torch.ones(1)}, file)
     with pytest.raises(SnapshotError, match="bytes where the manifest says"):

@@ -155,9 +155,11 @@ class _Scoring:
 
     def _score(self, snapshot: Snapshot) -> Score:
         score = self._files.read(snapshot)
-        if score is None:
-            score = self._scorer.score(snapshot)
-            self._files.write(snapshot, score)
+        if score is not None:
+            self._store.verify(snapshot)  # it may be damaged since, and must not be chosen then
+            return score
+        score = self._scorer.score(snapshot)
+        self._files.write(snapshot, score)
         return score
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ckptkd.batches import check_labels
@@ -29,6 +30,8 @@ from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, load_into
+
+_LISTED = 10  # classes that are named in a message
 
 
 def check_model(settings: SelectionSettings, module: nn.Module, samples: Probe, *, whole: bool) -> None:
@@ -71,6 +74,7 @@ class SnapshotScorer:
     ) -> None:
         self._store, self._settings, self._module, self._probe = store, settings, module, probe
         self._layers: Layers | None = None
+        self._told = False
         self._scorer = Scorer(probe, settings.estimators, device) if settings.rule == "mi" else None
         self.input_entropy = self._scorer.input_entropy if self._scorer is not None else 0.0
 
@@ -86,6 +90,7 @@ class SnapshotScorer:
             return Score(replace(candidate, excluded=reason))
         if settings.needs_logits:
             _check_logits(settings, features, self._probe)
+            self._tell_of_missing_classes(features)
         if features.logits is not None and int(labels.max()) < features.logits.shape[1]:
             candidate = replace(candidate, accuracy=accuracy(features.logits, labels))
         if self._scorer is None:
@@ -139,6 +144,18 @@ class SnapshotScorer:
             whole = self._store.manifest.source.get("submodule") is None
             self._layers = _find_layers(settings, module, probe.inputs[:2], whole=whole)
         return _extract(settings, module, probe.inputs, self._layers)
+
+    def _tell_of_missing_classes(self, features: Features) -> None:
+        assert features.logits is not None
+        num_classes, present = features.logits.shape[1], set(self._probe.labels.tolist())
+        missing = [str(label) for label in range(num_classes) if label not in present]
+        if missing and not self._told:
+            listed = ", ".join([*missing[:_LISTED], *(["…"] if len(missing) > _LISTED else [])])
+            rank_zero_warn(
+                f"The probe set has no sample of {len(missing)} of {num_classes} classes ({listed}), so snapshots are "
+                "scored without them. Give a larger probe_size, or a probe= dataloader that has all classes."
+            )
+        self._told = True
 
     def _score_logits(self, candidate: Candidate, features: Features) -> Score:
         """By a rule that needs nothing but the logits."""

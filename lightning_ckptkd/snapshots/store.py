@@ -202,6 +202,14 @@ class SnapshotStore:
             raise SnapshotError(f"{self.folder / snapshot.file} is not a safetensors file: {error}.") from error
         return tensors
 
+    def verify(self, snapshot: Snapshot) -> None:
+        """Check that a snapshot's file is whole, without making tensors of it.
+
+        Raises:
+            SnapshotError: If the file is missing or damaged.
+        """
+        self._read_verified(snapshot)
+
     def _read_verified(self, snapshot: Snapshot) -> bytes:
         data = self.folder.read(snapshot.file, size=snapshot.size)
         path = self.folder / snapshot.file
@@ -214,7 +222,7 @@ class SnapshotStore:
 
     def _is_intact(self, snapshot: Snapshot) -> bool:
         try:
-            self._read_verified(snapshot)
+            self.verify(snapshot)
         except SnapshotError:
             return False
         return True
