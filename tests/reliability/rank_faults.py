@@ -18,8 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.strategies import DDPStrategy
 from typing_extensions import override
 
-from lightning_ckptkd import CheckpointHarvester, MISelector, SnapshotStore
-from lightning_ckptkd.selecting import select
+from lightning_ckptkd import CheckpointHarvester, MISelector, SnapshotStore, selector
+from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
 from lightning_ckptkd.snapshots.recorder import Recorder
 from lightning_ckptkd.snapshots.store import SnapshotStore as Store
 from tests.processes.two_ranks import InOrder, Teacher
@@ -137,27 +137,25 @@ def _as_rank(root: Path, rank: int, port: int, phase: str, kind: str, faulty: in
 
 
 def _inject(callbacks: list[Callback], phase: str, fault: Fault) -> None:
-    if phase == "opening":
-        Store.create = fault  # type: ignore[method-assign,assignment]
-    elif phase == "taking":
+    if phase == "taking":
         callbacks.insert(0, AtEpochEnd(fault))
-    elif phase == "storing":
-        real = Store.commit
+        return
+    real = Store.commit
 
-        def commit(store: Store, weights: Any, *, epoch: int, **options: Any) -> Any:
-            if epoch == _FAULT_EPOCH:
-                fault()
-            return real(store, weights, epoch=epoch, **options)
+    def commit(store: Store, weights: Any, *, epoch: int, **options: Any) -> Any:
+        if epoch == _FAULT_EPOCH:
+            fault()
+        return real(store, weights, epoch=epoch, **options)
 
-        Store.commit = commit  # type: ignore[method-assign]
-    elif phase == "ending":
-        Recorder.forget_after = fault  # type: ignore[method-assign]
-    elif phase == "scoring":
-        select._score = fault  # type: ignore[assignment]
-    else:
-        from lightning_ckptkd import selector
-
-        selector._publish = fault  # type: ignore[assignment]
+    owner, name, planted = {
+        "opening": (Store, "create", fault),
+        "storing": (Store, "commit", commit),
+        "ending": (Recorder, "forget_after", fault),
+        "scoring": (SnapshotScorer, "score", fault),
+        "publishing": (selector, "_publish", fault),
+    }[phase]
+    assert hasattr(owner, name), f"{owner.__name__} has no {name} any more: the fault would not be met"
+    setattr(owner, name, planted)
 
 
 if __name__ == "__main__":
