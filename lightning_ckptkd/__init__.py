@@ -10,6 +10,7 @@ from importlib.metadata import version
 from lightning_ckptkd.distillation import DistillationModule
 from lightning_ckptkd.errors import ArgumentError, CkptKDError, SelectionError, SnapshotError, TeacherError
 from lightning_ckptkd.harvester import CheckpointHarvester
+from lightning_ckptkd.selecting import StudentProxy
 from lightning_ckptkd.selector import MISelector
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
 
@@ -24,6 +25,7 @@ __all__ = [
     "SelectionError",
     "SnapshotError",
     "SnapshotStore",
+    "StudentProxy",
     "TeacherError",
     "harvest_checkpoints",
 ]

@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
+from lightning_ckptkd.seeding import seed_all
 from lightning_ckptkd.selector import MISelector, first_loader
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
 
@@ -175,6 +176,7 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
         raise ArgumentError("snapshots: give the folder of a harvest: `ckptkd select DIR`.")
     if config.fit_config is not None:
         config = _with_model_and_data(parser, config)
+    seed_all(config.seed)  # a proxy's student has the same first weights each time
     made = parser.instantiate(config)
     options = {
         key: value
@@ -182,11 +184,15 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
         if key not in ("config", "snapshots", "fit_config", "model", "data", "device")
     }
     selector = MISelector(**options)
-    loader = _probe_loader(made.data, made.model, selector) if selector.settings.needs_probe else None
+    loader = train = None
+    if selector.settings.needs_probe:
+        loader = _loader(made.data, made.model, selector.probe_split)
+    if selector.student_proxy is not None:
+        train = _loader(made.data, made.model, "train")
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    selection = selector.select(config.snapshots, made.model, loader, device=device)
+    selection = selector.select(config.snapshots, made.model, loader, train, device=device)
     _save_config(parser, config, SnapshotStore.open(config.snapshots), SELECT_CONFIG_NAME)
     return selection
 
@@ -209,17 +215,15 @@ def _with_model_and_data(parser: ArgumentParser, config: Namespace) -> Namespace
     return merged
 
 
-def _probe_loader(
-    data: LightningDataModule | None, model: nn.Module | None, selector: MISelector
-) -> Iterable[Any] | None:
-    hook = f"{selector.probe_split}_dataloader"
+def _loader(data: LightningDataModule | None, model: nn.Module | None, split: str) -> Iterable[Any] | None:
+    hook = f"{split}_dataloader"
     owner: LightningDataModule | LightningModule | None = data
     if owner is None and isinstance(model, LightningModule) and is_overridden(hook, model):
         owner = model
     if owner is None:
         return None
     owner.prepare_data()
-    owner.setup("test" if selector.probe_split == "test" else "fit")
+    owner.setup("test" if split == "test" else "fit")
     return first_loader(getattr(owner, hook)(), hook)
 
 

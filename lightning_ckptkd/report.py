@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,6 +36,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def format_selection(selection: Selection, store: SnapshotStore) -> str:
     """The table of every snapshot, and where the files are."""
+    tried = any(candidate.student_information is not None for candidate in selection.candidates)
     rows = [
         [
             f"{candidate.epoch}",
@@ -43,12 +45,14 @@ def format_selection(selection: Selection, store: SnapshotStore) -> str:
             _number(candidate.label_information, candidate.label_error),
             "" if candidate.accuracy is None else f"{100 * candidate.accuracy:.1f}",
             _number(candidate.score, candidate.score_error),
+            *([_number(candidate.student_information, candidate.student_error)] if tried else []),
             "" if candidate.rank is None else str(candidate.rank),
             "chosen" if candidate.file in selection.chosen else "excluded" if candidate.excluded else "",
         ]
         for candidate in selection.candidates
     ]
-    header = ["epoch", "step", "I(X;F) nats", "I(Y;F) nats", "accuracy %", "score", "rank", ""]
+    header = ["epoch", "step", "I(X;F) nats", "I(Y;F) nats", "accuracy %", "score", *(["I(Y;S) nats"] if tried else [])]
+    header += ["rank", ""]
     epochs = {candidate.file: f"epoch {candidate.epoch}" for candidate in selection.candidates}
     notes = [
         f"{candidate.file} is excluded: {candidate.excluded}"
@@ -64,13 +68,22 @@ def format_selection(selection: Selection, store: SnapshotStore) -> str:
         f"adds {_number(step.gain, step.gain_error)} to the score"
         for place, step in enumerate(selection.joint)
     ]
+    if selection.proxy:
+        notes.append(_proxy_note(selection.proxy))
     files = f"Written: {store.folder / SELECTION_NAME}, {store.folder / PICTURE_NAME}"
     return "\n".join([title, format_table(header, rows), *notes, files])
 
 
+def _proxy_note(proxy: Mapping[str, Any]) -> str:
+    what = f"student proxy: {proxy['student']}, {proxy['steps']} steps of {proxy['batch_size']} samples"
+    if proxy["cancelled"]:
+        return f"{what}: cancelled, this is the choice without it. To go on with the students trained, choose again."
+    return f"{what} from each of {proxy['students']} snapshots, in {proxy['seconds']:.1f} s"
+
+
 def numbers_by_step(selection: Selection) -> Iterator[tuple[int, dict[str, float]]]:
     """What a logger gets: the global step of each snapshot, and its numbers."""
-    names = ("input_information", "label_information", "accuracy", "score")
+    names = ("input_information", "label_information", "accuracy", "score", "student_information")
     for candidate in selection.candidates:
         numbers = {f"selection/{name}": getattr(candidate, name) for name in names}
         known = {name: value for name, value in numbers.items() if value is not None}
@@ -171,6 +184,7 @@ def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candi
         ("input_term", "I(X;F), normalised", _BLUE, "-"),
         ("label_term", "I(Y;F), normalised", _GREEN, "-"),
         ("accuracy", "accuracy", _GREY, "--"),
+        ("student_accuracy", "accuracy of the proxy's student", _ORANGE, ":"),
     )
     for name, label, colour, style in lines:
         known = [candidate for candidate in usable if getattr(candidate, name) is not None]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -24,7 +22,8 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.information.probe import collect_probe, first_samples
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
-from lightning_ckptkd.selecting import SelectionSettings, check_model, select_snapshots
+from lightning_ckptkd.seeding import seed_all
+from lightning_ckptkd.selecting import SelectionSettings, StudentProxy, TrainingData, check_model, select_snapshots
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
@@ -77,7 +76,9 @@ class MISelector(Callback):
         decoder_steps: Training steps of a convolutional network, at most.
         logits_key: Where the logits are, if the harvested module returns a tuple, mapping or object.
         batch_size: Probe samples a forward pass.
-        seed: Seed of the draw, the folds and the decoder.
+        seed: Seed of the draw, the folds, the decoder and the proxy's batches.
+        student_proxy: Tries the best snapshots on the student, and ranks them by it; see :class:`StudentProxy`. It
+            trains on the run's training data.
 
     Raises:
         ArgumentError: If an argument can't be used. That there is a harvest and data to probe with is checked when
@@ -109,6 +110,7 @@ class MISelector(Callback):
         logits_key: str | int | None = None,
         batch_size: int = 256,
         seed: int = 0,
+        student_proxy: StudentProxy | None = None,
     ) -> None:
         self.snapshots = snapshots
         self.settings = SelectionSettings(
@@ -135,6 +137,12 @@ class MISelector(Callback):
             raise ArgumentError(f"probe_split should be one of {', '.join(SPLITS)}, got {probe_split!r}.")
         if probe_size < 1:
             raise ArgumentError(f"probe_size should be 1 or more, got {probe_size}.")
+        if student_proxy is not None and not self.settings.needs_probe:
+            raise ArgumentError(
+                f"student_proxy tries the best by a score, and rule={rule!r} has none. Use rule='mi', 'mcmi' or "
+                "'accuracy', or leave student_proxy out."
+            )
+        self.student_proxy = student_proxy
         self.probe = probe
         self.probe_split = probe_split
         self.probe_size = probe_size
@@ -168,12 +176,13 @@ class MISelector(Callback):
         folder = self._find_folder(trainer)
         loader: Iterable[Any] | None = self.probe
         if loader is None and self.settings.needs_probe:
-            loader = self._split_loader(trainer, pl_module)
+            loader = self._loader_of(trainer, pl_module, self.probe_split)
         bar = trainer.progress_bar_callback
         self.selection = self.select(
             folder,
             pl_module,
             loader,
+            self._loader_of(trainer, pl_module, "train") if self.student_proxy is not None else None,
             device=trainer.strategy.root_device,
             progress=bar is not None and bool(getattr(bar, "is_enabled", True)),
         )
@@ -186,6 +195,7 @@ class MISelector(Callback):
         snapshots: str | Path,
         model: nn.Module | None = None,
         probe: Iterable[Any] | None = None,
+        train: Iterable[Any] | None = None,
         *,
         device: torch.device | str = "cpu",
         progress: bool = True,
@@ -199,6 +209,7 @@ class MISelector(Callback):
             model: The module that was trained (its ``submodule``, if only that was harvested, is found in it or is
                 the model itself); its weights are left as they are. Not needed for a rule that goes by position.
             probe: Dataloader of the probe set; likewise. None takes the selector's own.
+            train: Dataloader of the training data; only a ``student_proxy`` needs it.
             device: Where the model runs.
             progress: Whether to show a progress bar.
 
@@ -213,7 +224,7 @@ class MISelector(Callback):
         if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):
             model = get_submodule(model, submodule, "submodule")
         with isolate_rng():
-            _seed_all(self.settings.seed)
+            seed_all(self.settings.seed)  # random transforms of the probe set draw from it
             samples = None
             loader = self.probe if probe is None else probe
             if loader is not None and self.settings.needs_probe:
@@ -231,7 +242,16 @@ class MISelector(Callback):
                         "The ranks have different probe samples, so snapshots can't be compared. Give probe= a "
                         "dataloader that yields the same samples on each rank: no random transforms, no sharded stream."
                     )
-            selection = select_snapshots(store, self.settings, model, samples, device=device, progress=progress)
+            selection = select_snapshots(
+                store,
+                self.settings,
+                model,
+                samples,
+                proxy=self.student_proxy,
+                data=None if train is None else TrainingData(train, self.unpack_batch),
+                device=device,
+                progress=progress,
+            )
         on_rank_zero(lambda: _publish(store, selection))
         return selection
 
@@ -242,11 +262,11 @@ class MISelector(Callback):
             return  # sharded or unmade weights can't be run here, and test data are not set up yet
         harvester = self._find_harvester(trainer)
         submodule = harvester.submodule if harvester is not None else None
-        loader = self._split_loader(trainer, pl_module) if self.probe is None else self.probe
+        loader = self._loader_of(trainer, pl_module, self.probe_split) if self.probe is None else self.probe
         samples = first_samples(loader, _TRIED_SAMPLES, self.unpack_batch)
         if samples is not None:
             module = get_submodule(pl_module, submodule, "submodule")
-            check_model(self.settings, module, samples, whole=submodule is None)
+            check_model(self.settings, module, samples, self.student_proxy, whole=submodule is None)
 
     def _find_harvester(self, trainer: Trainer) -> CheckpointHarvester | None:
         if self.snapshots is not None:
@@ -274,19 +294,19 @@ class MISelector(Callback):
             return True
         return _hook_owner(trainer, pl_module, f"{self.probe_split}_dataloader") is not None
 
-    def _split_loader(self, trainer: Trainer, pl_module: LightningModule) -> Iterable[Any]:
+    def _loader_of(self, trainer: Trainer, pl_module: LightningModule, split: str) -> Iterable[Any]:
         loaders: Any = None
-        if self.probe_split == "train":
+        if split == "train":
             loaders = trainer.train_dataloader
-        elif self.probe_split == "val":
+        elif split == "val":
             loaders = trainer.val_dataloaders
-        hook = f"{self.probe_split}_dataloader"
+        hook = f"{split}_dataloader"
         owner = _hook_owner(trainer, pl_module, hook)
-        if loaders is None and owner is None and self.probe_split != "test":  # given to fit() and not run yet
-            loop = trainer.fit_loop if self.probe_split == "train" else trainer.fit_loop.epoch_loop.val_loop
+        if loaders is None and owner is None and split != "test":  # given to fit() and not run yet
+            loop = trainer.fit_loop if split == "train" else trainer.fit_loop.epoch_loop.val_loop
             loaders = loop._data_source.instance
         if loaders is None and owner is not None:
-            if isinstance(owner, LightningDataModule) and self.probe_split == "test":
+            if isinstance(owner, LightningDataModule) and split == "test":
                 owner.setup("test")
             loaders = getattr(owner, hook)()
         return first_loader(loaders, hook)
@@ -317,13 +337,6 @@ def _hook_owner(
             found: LightningDataModule | LightningModule = owner
             return found
     return None
-
-
-def _seed_all(seed: int) -> None:
-    """Seed what random transforms of the probe set draw from."""
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _publish(store: SnapshotStore, selection: Selection) -> None:

@@ -71,7 +71,7 @@ def test_the_same_student(roots: tuple[Path, Path]) -> None:
 
 def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path) -> None:
     """203 samples and 4 snapshots do not divide by 1, 2 and 4 ranks alike."""
-    documents: dict[str, list[Any]] = {"top": [], "greedy": []}
+    documents: dict[str, list[Any]] = {"top": [], "greedy": [], "proxy": []}
     for ranks in (1, 2, 4):
         folder = tmp_path / str(ranks)
         shutil.copytree(harvest, folder)
@@ -88,6 +88,7 @@ def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path
                 for a, b in zip(first[part], other[part], strict=True):
                     assert numbers(b) == pytest.approx(numbers(a), rel=1e-10)
     assert len(documents["greedy"][0]["joint"]) == 2
+    assert sum(item["student_information"] is not None for item in documents["proxy"][0]["snapshots"]) == 3
 
 
 def select_on(ranks: int, folder: Path) -> None:

@@ -28,7 +28,7 @@ from lightning_ckptkd.information.cmi import cmi_parts
 from lightning_ckptkd.information.probe import collect_probe
 from lightning_ckptkd.selecting import SelectionSettings
 from lightning_ckptkd.selecting.score import Score
-from lightning_ckptkd.selecting.score_files import ScoreFiles
+from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
 from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot
 from tests.projects import DigitsData, Project, digits, make_trainer, to_write
@@ -568,12 +568,12 @@ def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, gath
     settings, samples = SelectionSettings(), collect_probe(probe(), 100, 0)
     snapshot = store.snapshots[0]
     score = Score(Candidate(snapshot.file, snapshot.sha256, 0, 4), (1.5, 2.5), (0.5, 0.25))
-    files = ScoreFiles(store, settings, Project(), samples)
+    files = ScoreFiles(store, scoring_key(settings, Project(), samples))
     files.write(snapshot, score)
     if gathered:
         files.gather([snapshot], [score])
         assert not list(harvest.glob("score-*.json"))
-    assert ScoreFiles(store, settings, Project(), samples).read(snapshot) == score
+    assert ScoreFiles(store, scoring_key(settings, Project(), samples)).read(snapshot) == score
     model: nn.Module = Project()
     if change == "settings":
         settings = SelectionSettings(seed=1)
@@ -586,4 +586,4 @@ def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, gath
     else:
         (path,) = harvest.glob("score*.json")
         path.write_text(path.read_text()[:-20])
-    assert ScoreFiles(store, settings, model, samples).read(snapshot) is None
+    assert ScoreFiles(store, scoring_key(settings, model, samples)).read(snapshot) is None

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-)
 from tqdm import tqdm
 
 from lightning_ckptkd.batches import inputs_and_labels
+from lightning_ckptkd.dataloaders import is_indexed, load_samples, sample_indices
 from lightning_ckptkd.errors import ArgumentError
 
 MIN_PROBE_SIZE = 50
-_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -108,34 +99,9 @@ def first_samples(
 
 
 def _draw(loader: Iterable[Any], size: int, seed: int, num_workers: int | None = None) -> Iterator[Any]:
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if not is_indexed(loader):
         return iter(loader)
-    if not isinstance(loader.dataset, Sized) or loader.batch_sampler is None:  # the dataset itself makes batches
-        return iter(loader)
-    indices = _indices(loader, len(loader.dataset))
+    indices = sample_indices(loader)
     generator = torch.Generator().manual_seed(seed)
     drawn = indices[torch.randperm(len(indices), generator=generator)[:size].sort().values].tolist()
-    return iter(
-        DataLoader(
-            Subset(loader.dataset, drawn),
-            batch_size=loader.batch_size or _BATCH_SIZE,
-            collate_fn=loader.collate_fn,
-            num_workers=loader.num_workers if num_workers is None else num_workers,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context if num_workers is None else None,
-        )
-    )
-
-
-def _indices(loader: DataLoader[Any], length: int) -> Tensor:
-    """Which samples the loader stands for: all, unless its sampler picks some of them (a split, say)."""
-    if loader.batch_size is None:  # a batch sampler of the user's own
-        picked = [index for batch in loader.batch_sampler or () for index in batch]
-    elif isinstance(loader.sampler, DistributedSamplerWrapper):  # Lightning's, around a sampler of the user's
-        wrapped: Any = loader.sampler.dataset
-        picked = [wrapped[place] for place in range(len(wrapped))]
-    elif isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
-        return torch.arange(length)
-    else:
-        picked = list(loader.sampler)
-    return torch.tensor(sorted(set(picked)), dtype=torch.long)
+    return iter(load_samples(loader, drawn, num_workers=num_workers))

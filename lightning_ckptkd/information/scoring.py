@@ -25,7 +25,7 @@ from lightning_ckptkd.information.uncertainty import NUM_GROUPS, jackknife_error
 
 INPUT_ESTIMATORS = ("gaussian", "convolutional")
 LABEL_ESTIMATORS = ("head", "logistic", "convolutional")
-_NUM_FOLDS = 5
+NUM_FOLDS = 5
 _MAX_COMPONENTS = 64
 _SAMPLES_PER_COMPONENT = 20
 
@@ -86,7 +86,7 @@ class Scorer:
         self._labels = probe.labels
         self._estimators = estimators
         self._device = device
-        self.folds = assign_folds(len(probe), _NUM_FOLDS, estimators.seed)
+        self.folds = assign_folds(len(probe), NUM_FOLDS, estimators.seed)
         self._num_groups = num_groups(len(probe))
         count = min(_MAX_COMPONENTS, max(1, len(probe) // _SAMPLES_PER_COMPONENT))
         self.x = principal_components(pool_inputs(probe.inputs), count)
@@ -151,7 +151,7 @@ def num_groups(num_samples: int) -> int:
     Args:
         num_samples: Number of probe samples N.
     """
-    return min(NUM_GROUPS, num_samples // _NUM_FOLDS)
+    return min(NUM_GROUPS, num_samples // NUM_FOLDS)
 
 
 def describe_probe(probe: Probe) -> dict[str, float | int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from lightning_ckptkd.errors import SelectionError
 from lightning_ckptkd.information.joint import JointStep
@@ -44,6 +45,7 @@ def choose(
     scores: Sequence[Score],
     entropies: tuple[float, float],
     grow: Grow,
+    students: Mapping[str, Score] | None = None,
 ) -> Choice:
     """Rank the usable snapshots and choose.
 
@@ -53,6 +55,8 @@ def choose(
         scores: Of every snapshot, in the order of training.
         entropies: The most that I(X;F) and I(Y;F) could be, in nats.
         grow: Makes a joint choice.
+        students: Of snapshots that were tried on a student, by file: these come before all others, in the order of
+            what their students tell of the labels.
 
     Raises:
         SelectionError: If fewer snapshots can be chosen than were asked for.
@@ -76,6 +80,9 @@ def choose(
             replicates = stack_replicates(usable, "score_replicates")
         values = torch.tensor([candidate.score for candidate in candidates], dtype=torch.float64)
         order = rank_by_score(values, replicates, steps)
+        if students:
+            candidates = [_with_student(candidate, students.get(candidate.file)) for candidate in candidates]
+            order = _students_first(order, candidates, students, steps)
     best = [candidates[index] for index in order.tolist()]
     ranks = {candidate.file: rank for rank, candidate in enumerate(best, start=1)}
     by_file = {candidate.file: candidate for candidate in candidates}
@@ -103,7 +110,7 @@ def choose(
 
 def _with_scores(
     usable: Sequence[Score], settings: SelectionSettings, entropies: tuple[float, float]
-) -> tuple[list[Candidate], torch.Tensor, tuple[float, float]]:
+) -> tuple[list[Candidate], Tensor, tuple[float, float]]:
     """Candidates with terms, scores and errors; the replicates of the scores (G, S); what a nat is worth."""
     rule = ScoreRule(
         settings.input_weight, settings.label_weight, settings.normalisation, settings.label_floor, *entropies
@@ -122,6 +129,23 @@ def _with_scores(
         for score, input_term, label_term, value, error in zip(usable, *terms, errors, strict=True)
     ]
     return candidates, replicates, rule.weights_of_nats(x, y)
+
+
+def _with_student(candidate: Candidate, student: Score | None) -> Candidate:
+    if student is None:
+        return candidate
+    names = "student_information", "student_error", "student_accuracy"
+    return replace(candidate, **{name: getattr(student.candidate, name) for name in names})
+
+
+def _students_first(
+    order: Tensor, candidates: Sequence[Candidate], students: Mapping[str, Score], steps: Tensor
+) -> Tensor:
+    tried = [index for index, candidate in enumerate(candidates) if candidate.file in students]
+    values = torch.tensor([candidates[index].student_information for index in tried], dtype=torch.float64)
+    replicates = stack_replicates([students[candidates[index].file] for index in tried], "score_replicates")
+    first = [tried[place] for place in rank_by_score(values, replicates, steps[tried]).tolist()]
+    return torch.tensor([*first, *(index for index in order.tolist() if index not in tried)])
 
 
 def too_few(store: SnapshotStore, wanted: int, usable: int, candidates: Sequence[Candidate]) -> str:

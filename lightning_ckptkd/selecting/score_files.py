@@ -39,23 +39,25 @@ _AFTER_SCORING = (  # settings that no score depends on
 )
 
 
+def scoring_key(settings: SelectionSettings, module: nn.Module, probe: Probe, *others: Any) -> str:
+    """The key of scores by these settings, network, probe samples and whatever else (in JSON's types) they need."""
+    scoring = {key: value for key, value in asdict(settings).items() if key not in _AFTER_SCORING}
+    key = json.dumps([scoring, probe.digest(), repr(module), package_versions(), *others], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 class ScoreFiles:
     """The scores of a harvest, in its folder.
 
-    A score is found again only for the same weights, samples, settings and network.
+    A score is found again only for the same weights and key.
 
     Args:
         store: The harvest.
-        settings: How snapshots are scored.
-        module: What is scored.
-        probe: The samples.
+        key: Stands for all that a score depends on besides the weights, as :func:`scoring_key` gives it.
     """
 
-    def __init__(self, store: SnapshotStore, settings: SelectionSettings, module: nn.Module, probe: Probe) -> None:
-        self._store = store
-        scoring = {key: value for key, value in asdict(settings).items() if key not in _AFTER_SCORING}
-        key = json.dumps([scoring, probe.digest(), repr(module), package_versions()], sort_keys=True)
-        self._key = hashlib.sha256(key.encode()).hexdigest()
+    def __init__(self, store: SnapshotStore, key: str) -> None:
+        self._store, self._key = store, key
         self._gathered = dict(_read(store, SCORES_NAME))
 
     def read(self, snapshot: Snapshot) -> Score | None:
@@ -69,13 +71,17 @@ class ScoreFiles:
         _write(self._store, self._name(snapshot), {(self._key, snapshot.sha256): score})
 
     def gather(self, snapshots: Sequence[Snapshot], scores: Sequence[Score]) -> None:
-        """Gather this selection's scores with those of earlier ones, and remove the small files."""
+        """Gather this selection's scores with those of earlier ones, and remove its small files."""
         known = {snapshot.sha256 for snapshot in self._store.snapshots}
         new = {(self._key, snapshot.sha256): score for snapshot, score in zip(snapshots, scores, strict=True)}
         old = {place: score for place, score in self._gathered.items() if place[1] in known and place not in new}
         _write(self._store, SCORES_NAME, dict([*old.items(), *new.items()][-_MOST:]))
         with contextlib.suppress(SnapshotError):
-            self._store.folder.clean("", lambda name: _NAME.fullmatch(name) is not None)  # temporary files are not ours
+            self._store.folder.clean("", self._is_own)  # temporary files are not ours
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a file is one of this selection's; those of others may be needed when they go on."""
+        return _NAME.fullmatch(name) is not None and name.endswith(f"-{self._key[:16]}.json")
 
     def _name(self, snapshot: Snapshot) -> str:
         return f"score-{snapshot.sha256[:16]}-{self._key[:16]}.json"

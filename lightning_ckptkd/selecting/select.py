@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Protocol
 
@@ -20,10 +21,12 @@ from lightning_ckptkd.information.scoring import describe_probe
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_rank_zero
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import choose, too_few
+from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer, TrainingData
 from lightning_ckptkd.selecting.score import Score
-from lightning_ckptkd.selecting.score_files import ScoreFiles
+from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer, check_snapshot
+from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.fields import shown
 
@@ -34,6 +37,8 @@ def select_snapshots(
     module: nn.Module | None,
     probe: Probe | None,
     *,
+    proxy: StudentProxy | None = None,
+    data: TrainingData | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Selection:
@@ -48,6 +53,9 @@ def select_snapshots(
         settings: How to score and choose.
         module: A module that the snapshots fit; not needed for a rule that goes by position.
         probe: The probe samples; likewise.
+        proxy: Ranks the best again by what a student learns from them. The choice without it is written first, and
+            stands if this takes too long for somebody: Ctrl-C in a single process ends it, and nothing else.
+        data: What the proxy's students are trained on.
         device: Where the module runs.
         progress: Whether rank 0 shows a progress bar.
 
@@ -73,7 +81,7 @@ def select_snapshots(
     scores = [by_file[snapshot.file] for snapshot in store.snapshots]
     choice = choose(store, settings, scores, work.entropies, work.grow)
     on_rank_zero(lambda: work.finish(scores))
-    return Selection(
+    selection = Selection(
         run_id=store.manifest.run_id,
         rule=settings.rule,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -82,6 +90,30 @@ def select_snapshots(
         candidates=choice.candidates,
         chosen=choice.chosen,
         joint=choice.joint,
+    )
+    if proxy is None:
+        return selection
+    assert module is not None and probe is not None
+    if data is None:
+        raise ArgumentError("student_proxy trains students and needs training data. Give a train= dataloader.")
+    on_rank_zero(lambda: selection.write(store))
+    started = time.perf_counter()
+    scorer = ProxyScorer(store, settings, proxy, module, probe, data, device)
+    best = sorted((c for c in choice.candidates if c.rank is not None), key=lambda c: c.rank or 0)
+    try:
+        students = scorer.score(best[: proxy.candidates], progress=progress and current_rank() == 0)
+    except KeyboardInterrupt:
+        if num_ranks() > 1:  # the others wait, and can't be told
+            raise
+        return replace(selection, proxy={**proxy.describe(), "cancelled": True})
+    choice = choose(store, settings, scores, work.entropies, work.grow, students)
+    cost = {"cancelled": False, "students": len(students), "seconds": round(time.perf_counter() - started, 1)}
+    return replace(
+        selection,
+        candidates=choice.candidates,
+        chosen=choice.chosen,
+        joint=choice.joint,
+        proxy={**proxy.describe(), **cost},
     )
 
 
@@ -130,7 +162,7 @@ class _Scoring:
         device: torch.device | str,
     ) -> None:
         self._store, self._settings, self._module, self._probe, self._device = store, settings, module, probe, device
-        self._files = ScoreFiles(store, settings, module, probe)
+        self._files = ScoreFiles(store, scoring_key(settings, module, probe))
         self._scorer = SnapshotScorer(store, settings, module, probe, device)
         self.entropies = self._scorer.input_entropy, label_entropy(probe.labels)
 

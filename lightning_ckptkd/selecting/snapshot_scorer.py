@@ -28,13 +28,21 @@ from lightning_ckptkd.information.scoring import Scorer, Term, num_groups
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.settings import SelectionSettings
+from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, load_into
 
 _LISTED = 10  # classes that are named in a message
 
 
-def check_model(settings: SelectionSettings, module: nn.Module, samples: Probe, *, whole: bool) -> None:
+def check_model(
+    settings: SelectionSettings,
+    module: nn.Module,
+    samples: Probe,
+    proxy: StudentProxy | None = None,
+    *,
+    whole: bool,
+) -> None:
     """Try on a few samples whether a module suits the settings, before it is trained for days.
 
     The module is handed back as it came.
@@ -43,6 +51,7 @@ def check_model(settings: SelectionSettings, module: nn.Module, samples: Probe, 
         settings: What will be asked of it.
         module: What will be harvested.
         samples: A few samples.
+        proxy: A student that will be asked for logits too.
         whole: Whether ``module`` is all that is trained, rather than a part of it.
 
     Raises:
@@ -52,9 +61,11 @@ def check_model(settings: SelectionSettings, module: nn.Module, samples: Probe, 
     with borrowed(module, device):
         module.eval()
         layers = _find_layers(settings, module, samples.inputs, whole=whole)
-        features = _extract(settings, module, samples.inputs, layers)
-    if settings.needs_logits:
+        features = _extract(settings, module, samples.inputs, layers, need_logits=proxy is not None)
+    if settings.needs_logits or proxy is not None:
         _check_logits(settings, features, samples)
+    if proxy is not None and features.logits is not None:
+        proxy.check_student(samples.inputs, features.logits)
 
 
 class SnapshotScorer:
@@ -181,7 +192,7 @@ def _check_logits(settings: SelectionSettings, features: Features, samples: Prob
         ArgumentError: If not.
     """
     if features.logits is None:
-        what = f"rule={settings.rule!r}"
+        what = f"rule={settings.rule!r}" if settings.needs_logits else "student_proxy"
         for name, needs in (("label_estimator", "head"), ("feature", settings.feature), ("ensemble", "greedy")):
             if settings.rule == "mi" and getattr(settings, name) == needs != "layer":
                 what = f"{name}={needs!r}"
@@ -202,14 +213,16 @@ def _find_layers(settings: SelectionSettings, module: nn.Module, inputs: Tensor,
     return find_layers(module, inputs, settings.layer, need_spatial=settings.needs_spatial, whole=whole)
 
 
-def _extract(settings: SelectionSettings, module: nn.Module, inputs: Tensor, layers: Layers) -> Features:
+def _extract(
+    settings: SelectionSettings, module: nn.Module, inputs: Tensor, layers: Layers, *, need_logits: bool = False
+) -> Features:
     return extract_features(
         module,
         inputs,
         layers,
         batch_size=settings.batch_size,
         logits_key=settings.logits_key,
-        need_logits=settings.needs_logits,
+        need_logits=settings.needs_logits or need_logits,
     )
 
 

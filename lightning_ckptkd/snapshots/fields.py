@@ -75,6 +75,10 @@ class Fields:
         found: dict[str, Any] = json_safe(self.mapping(key))
         return found
 
+    def optional_plain(self, key: str) -> dict[str, Any]:
+        """As :meth:`plain`; empty where there is none."""
+        return self.plain(key) if key in self._document else {}
+
     def mapping(self, key: str) -> dict[str, Any]:
         """The object at ``key``."""
         value = self._document.get(key)

@@ -27,6 +27,10 @@ class Candidate:
         label_information: I(Y;F) in nats; likewise.
         label_error: Its standard error in nats; likewise.
         accuracy: Share of the probe set that the snapshot itself gets right; None where it gives no logits.
+        student_information: I(Y;S) in nats of the student S that a short proxy distillation gave; None where the
+            snapshot was not tried.
+        student_error: Its standard error in nats; likewise.
+        student_accuracy: Share of the probe set that the student gets right; likewise.
         input_term: The normalised I(X;F).
         label_term: The normalised I(Y;F).
         score: What the rule ranks by, larger is better; None where the rule goes by position.
@@ -44,6 +48,9 @@ class Candidate:
     label_information: float | None = None
     label_error: float | None = None
     accuracy: float | None = None
+    student_information: float | None = None
+    student_error: float | None = None
+    student_accuracy: float | None = None
     input_term: float | None = None
     label_term: float | None = None
     score: float | None = None
@@ -84,6 +91,7 @@ class Selection:
         candidates: Every snapshot in the order of training.
         chosen: Names of the chosen files, the best first.
         joint: The steps of a joint choice; empty where each snapshot was chosen by itself.
+        proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
     """
 
     run_id: str
@@ -94,6 +102,7 @@ class Selection:
     candidates: tuple[Candidate, ...] = ()
     chosen: tuple[str, ...] = ()
     joint: tuple[JointChoice, ...] = ()
+    proxy: dict[str, Any] = field(default_factory=dict)
 
     def write(self, store: SnapshotStore) -> None:
         """Write the choice into the harvest's folder: whole or not at all."""
@@ -123,6 +132,7 @@ class Selection:
             candidates=tuple(read_candidate(item) for item in fields.objects("snapshots")),
             chosen=tuple(str(name) for name in fields.items("chosen")),
             joint=tuple(_read_joint(item) for item in fields.optional_objects("joint")),
+            proxy=fields.optional_plain("proxy"),
         )
         if selection.run_id != store.manifest.run_id:
             raise SnapshotError(
@@ -169,6 +179,9 @@ def read_candidate(fields: Fields) -> Candidate:
         label_information=fields.optional_number("label_information"),
         label_error=fields.optional_number("label_error"),
         accuracy=fields.optional_number("accuracy"),
+        student_information=fields.optional_number("student_information"),
+        student_error=fields.optional_number("student_error"),
+        student_accuracy=fields.optional_number("student_accuracy"),
         input_term=fields.optional_number("input_term"),
         label_term=fields.optional_number("label_term"),
         score=fields.optional_number("score"),

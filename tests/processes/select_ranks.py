@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_ckptkd import MISelector
+from lightning_ckptkd import MISelector, StudentProxy
 from tests.projects import Project, digits
 
 
@@ -18,10 +19,18 @@ def main(harvest: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     loader = DataLoader(digits(1000, 1203), 64)
-    for ensemble in ("top", "greedy"):
-        MISelector(ensemble=ensemble, num_teachers=2).select(harvest, Project(), loader, progress=False)
+    training = DataLoader(digits(0, 300), 32)
+    torch.manual_seed(1)
+    proxy = StudentProxy(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), steps=5, candidates=3, batch_size=32)
+    selectors = {
+        "top": MISelector(num_teachers=2),
+        "greedy": MISelector(num_teachers=2, ensemble="greedy"),
+        "proxy": MISelector(num_teachers=2, student_proxy=proxy),
+    }
+    for name, selector in selectors.items():
+        selector.select(harvest, Project(), loader, training, progress=False)
         if dist.get_rank() == 0:
-            (harvest / "selection.json").rename(harvest / f"{ensemble}.json")
+            (harvest / "selection.json").rename(harvest / f"{name}.json")
     dist.destroy_process_group()
 
 

@@ -1,0 +1,127 @@
+"""A short proxy distillation: which of a few snapshots the user's own student learns most from."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.logits import get_logits
+from lightning_ckptkd.losses.kd import kd_loss
+from lightning_ckptkd.optimizers import OptimizerCallable
+
+
+@dataclass(frozen=True)
+class StudentProxy:
+    """What :class:`MISelector` needs to count the student in: the budget of a short distillation.
+
+    The paper names it as its limit that mutual information ignores the student. With a proxy, the best snapshots by
+    the selector's rule each teach a copy of ``student`` for ``steps`` steps, all copies with the same weights at
+    first and the same samples in the same order, and are ranked by how much their student then tells of the labels
+    of the probe set, in nats.
+
+    Attributes:
+        student: The network to be distilled later; it returns logits. Its weights are not touched.
+        steps: Training steps of each student. The learning rate falls to zero over them, linearly.
+        candidates: How many snapshots are tried, the best by the selector's rule first.
+        batch_size: Samples a step, where the training data can be drawn by index; else the dataloader decides.
+        alpha: Weight of the labels' cross-entropy, in [0, 1], as :class:`DistillationModule` has it.
+        temperature: T > 0, likewise.
+        optimizer: Makes the optimiser, likewise.
+        logits_key: Where the logits are, if the student returns a tuple, mapping or object.
+
+    Raises:
+        ArgumentError: If a number can't be used.
+    """
+
+    student: nn.Module
+    steps: int = 200
+    candidates: int = 5
+    batch_size: int = 128
+    alpha: float = 0.5
+    temperature: float = 5.0
+    optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    logits_key: str | int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("candidates", 2), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ArgumentError(
+                    f"student_proxy: {name} should be {least} or more, got {getattr(self, name)}. Leave student_proxy "
+                    "out to select without a student."
+                )
+        if not 0 <= self.alpha <= 1:
+            raise ArgumentError(f"student_proxy: alpha should be in [0, 1], got {self.alpha}.")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ArgumentError(f"student_proxy: temperature should be above 0, got {self.temperature}.")
+
+    def describe(self) -> dict[str, Any]:
+        """Student and budget, for the record."""
+        parameters = sum(parameter.numel() for parameter in self.student.parameters())
+        budget = {name: getattr(self, name) for name in ("steps", "candidates", "batch_size", "alpha", "temperature")}
+        return {"student": type(self.student).__name__, "parameters": parameters, **budget}
+
+    def logits(self, student: nn.Module, inputs: Tensor) -> Tensor:
+        """Logits (N, K) of a copy of the student."""
+        return get_logits(student(inputs), self.logits_key, type(student).__name__)
+
+    def check_logits(self, student: Tensor, teacher: Tensor) -> None:
+        """Check that student and teacher agree on the classes.
+
+        Raises:
+            ArgumentError: If not.
+        """
+        if student.shape != teacher.shape:
+            raise ArgumentError(
+                f"student_proxy: the student gives logits of shape {tuple(student.shape)} and the teacher "
+                f"{tuple(teacher.shape)}. Give a student with {teacher.shape[1]} classes."
+            )
+
+    def check_student(self, inputs: Tensor, teacher: Tensor) -> None:
+        """Try a copy of the student on a few samples (N, ...) that the teacher gave logits (N, K) of.
+
+        Raises:
+            ArgumentError: If the student's logits are not (N, K).
+        """
+        student = copy.deepcopy(self.student).cpu().eval()
+        with torch.no_grad():
+            self.check_logits(self.logits(student, inputs), teacher)
+
+
+def distil_briefly(
+    student: nn.Module,
+    teacher: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    proxy: StudentProxy,
+) -> None:
+    """Train a student in place for ``proxy.steps`` steps on the logits of one teacher.
+
+    Args:
+        student: Is left in training mode.
+        teacher: Gives logits (N, K), without gradient.
+        batches: X and Y, on the student's device; at least as many as there are steps.
+        proxy: The budget and the loss.
+
+    Raises:
+        ArgumentError: If student and teacher have different numbers of classes.
+    """
+    student.train()
+    optimizer = proxy.optimizer(student.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / proxy.steps)
+    for _, (inputs, labels) in zip(range(proxy.steps), batches, strict=False):
+        target = teacher(inputs)
+        logits = proxy.logits(student, inputs)
+        proxy.check_logits(logits, target)
+        loss = proxy.alpha * F.cross_entropy(logits, labels)
+        loss = loss + (1 - proxy.alpha) * kd_loss(logits, target, proxy.temperature)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_ckptkd import (
+    ArgumentError,
+    CheckpointHarvester,
+    CkptKDError,
+    MISelector,
+    SnapshotError,
+    SnapshotStore,
+    StudentProxy,
+)
+from lightning_ckptkd.cli import main
+from lightning_ckptkd.information.folds import assign_folds
+from lightning_ckptkd.information.label import head_gains
+from lightning_ckptkd.selecting import student_proxy
+from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer, TrainingData
+from lightning_ckptkd.selecting.student_proxy import distil_briefly
+from lightning_ckptkd.snapshots import Selection
+from tests.projects import DigitsData, Project, digits, make_trainer
+
+
+def linear(classes: int = 10) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+
+def small_proxy(**options: Any) -> StudentProxy:
+    return StudentProxy(**{"student": linear(), "steps": 5, "candidates": 3, "batch_size": 16, **options})
+
+
+def train() -> DataLoader[Any]:
+    return DataLoader(digits(0, 300), 32, shuffle=True)
+
+
+def probe() -> DataLoader[Any]:
+    return DataLoader(digits(1000, 1200), 64)
+
+
+def select(harvest: Path, proxy: StudentProxy | None = None, loader: Any = None, **options: Any) -> Selection:
+    selector = MISelector(student_proxy=proxy or small_proxy(), **{"rule": "accuracy", **options})
+    return selector.select(harvest, Project(), probe(), train() if loader is None else loader, progress=False)
+
+
+def test_the_best_are_ranked_again_by_their_students(harvest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student, before = linear(), MISelector().select(harvest, Project(), probe(), progress=False)
+    weights = {name: value.clone() for name, value in student.state_dict().items()}
+    capsys.readouterr()
+    after = select(
+        harvest, small_proxy(student=student, steps=40, optimizer=lambda p: torch.optim.SGD(p, lr=0.5)), rule="mi"
+    )
+
+    ranks = {c.epoch: c.rank or 0 for c in before.candidates}
+    tried = [c for c in after.candidates if c.student_information is not None]
+    assert sorted(ranks[c.epoch] for c in tried) == [1, 2, 3]
+    (last,) = (c for c in after.candidates if c.student_information is None)
+    assert last.rank == 4
+    for candidate in tried:
+        assert candidate.student_error is not None and 0 < candidate.student_error < 0.3
+        assert candidate.student_accuracy is not None and 0.3 < candidate.student_accuracy < 1
+    assert len({c.student_information for c in tried}) == 3, "each learnt from a teacher of its own"
+    first = min(tried, key=lambda c: c.rank or 0)
+    best = max(tried, key=lambda c: c.student_information or 0.0)
+    assert (first.student_information or 0) >= (best.student_information or 0) - (best.student_error or 0)
+    assert after.chosen == tuple(c.file for c in sorted(after.candidates, key=lambda c: c.rank or 0)[:3])
+    assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
+
+    assert after.proxy["parameters"] == 650 and after.proxy["students"] == 3 and after.proxy["seconds"] > 0
+    told = capsys.readouterr().out
+    assert "student proxy: Sequential, 40 steps of 16 samples from each of 3 snapshots, in" in told
+    assert "I(Y;S) nats" in told
+    assert Selection.read(SnapshotStore.open(harvest)).proxy == after.proxy
+
+
+def test_a_student_as_one_would_train_it_by_hand(harvest: Path) -> None:
+    proxy = small_proxy(candidates=4, alpha=0.25, temperature=3.0)
+    found = select(harvest, proxy, seed=3).candidates[1]
+    store, teacher, student = SnapshotStore.open(harvest), Project(), linear()
+    teacher.load_state_dict(store.load(store.snapshots[1]))
+    teacher.eval()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(3))
+    images, labels = digits(0, 300).tensors
+    for step in range(5):
+        rows = order[16 * step : 16 * step + 16]
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 5)
+        logits, target = student(images[rows]), teacher(images[rows]).detach()
+        kd = nn.functional.kl_div((logits / 3).log_softmax(1), (target / 3).softmax(1), reduction="batchmean")
+        loss = 0.25 * nn.functional.cross_entropy(logits, labels[rows]) + 0.75 * 9 * kd
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, labels = digits(1000, 1200).tensors
+    expected = head_gains(student(images).detach(), labels, assign_folds(200, 5, 3)).mean()
+    assert found.student_information == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_the_same_again_whatever_was_drawn_before(harvest: Path) -> None:
+    images = digits(0, 300)
+
+    class Noisy(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, index: int) -> Any:
+            image, label = images[index]
+            return image + 0.1 * torch.randn_like(image), label
+
+    loader = DataLoader(Noisy(), 32, shuffle=True)
+    first = select(harvest, loader=loader)
+    (harvest / "scores.json").unlink()
+    seed_everything(5, verbose=False)
+    assert select(harvest, loader=loader).candidates == first.candidates
+    x, y = next(TrainingData(loader, lambda batch: batch).batches(1, 64, 0))
+    assert len(x) == len(y) == 64, "whatever the loader's own batches are"
+
+
+def test_a_few_samples_and_a_stream_are_used_again_and_again() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(digits(0, 20))
+
+    for loader, size in ((DataLoader(digits(0, 20), 8), 32), (DataLoader(Stream(), 10), 10)):
+        batches = list(TrainingData(loader, lambda batch: batch).batches(7, 32, 0))
+        assert [len(labels) for _, labels in batches] == [size] * 7
+
+
+def test_cancelled_and_taken_up_again(
+    harvest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = MISelector(rule="accuracy").select(harvest, Project(), probe(), progress=False)
+    trained: list[str] = []
+    real = ProxyScorer._train
+
+    def train_two(self: ProxyScorer, candidate: Any, bar: Any) -> Any:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(candidate.file)
+        return real(self, candidate, bar)
+
+    monkeypatch.setattr(ProxyScorer, "_train", train_two)
+    cancelled = select(harvest)
+    assert cancelled.chosen == without.chosen and cancelled.candidates == without.candidates
+    assert cancelled.proxy["cancelled"] is True
+    assert "cancelled, this is the choice without it" in capsys.readouterr().out
+    monkeypatch.setattr(
+        ProxyScorer,
+        "_train",
+        lambda self, candidate, bar: (trained.append(candidate.file), real(self, candidate, bar))[1],
+    )
+    resumed = select(harvest)
+    assert len(trained) == 3, "two were found"
+    assert select(harvest).candidates == resumed.candidates and len(trained) == 3
+    (harvest / "scores.json").unlink()
+    assert select(harvest).candidates == resumed.candidates and len(trained) == 6
+    select(harvest, small_proxy(steps=6))
+    select(harvest, small_proxy(student=nn.Sequential(nn.Flatten(), nn.Linear(64, 10))))
+    select(harvest, loader=DataLoader(digits(100, 300), 32))
+    assert len(trained) == 15, "another budget, other first weights, other samples: other scores"
+
+
+def test_killed_while_a_student_trains(harvest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise SystemExit(137)
+
+    monkeypatch.setattr(ProxyScorer, "_train", killed)
+    with pytest.raises(SystemExit):
+        select(harvest)
+    document = json.loads((harvest / "selection.json").read_text())
+    assert len(document["chosen"]) == 3, "the choice without it stands"
+
+
+def test_when_fitting_ends(tmp_path: Path) -> None:
+    selector = MISelector(rule="accuracy", num_teachers=1, student_proxy=small_proxy(candidates=2))
+    project = Project()
+    make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), selector).fit(project, DigitsData())
+    assert selector.selection is not None
+    assert sum(c.student_information is not None for c in selector.selection.candidates) == 2
+    store = SnapshotStore.open(tmp_path / "h")
+    last = store.load(store.snapshots[-1])
+    assert all(torch.equal(value, last[name]) for name, value in project.state_dict().items())
+
+
+@pytest.mark.parametrize("ensemble", ["spaced", "greedy"])
+def test_other_ensembles_start_from_the_best(harvest: Path, ensemble: str) -> None:
+    selection = select(harvest, rule="mi", ensemble=ensemble, num_teachers=2)
+    (best,) = (c for c in selection.candidates if c.rank == 1)
+    assert selection.chosen[0] == best.file and len(selection.chosen) == 2
+
+
+def test_from_the_command_line(harvest: Path, tmp_path: Path) -> None:
+    config = tmp_path / "select.yaml"
+    config.write_text(
+        f"""
+        snapshots: {harvest}
+        model: tests.projects.Project
+        data: tests.projects.DigitsData
+        student_proxy:
+          student:
+            class_path: tests.projects.Project
+            init_args: {{channels: 4}}
+          steps: 3
+          candidates: 2
+          optimizer:
+            class_path: torch.optim.Adam
+            init_args: {{lr: 0.001}}
+        rule: accuracy
+        """
+    )
+    selection = main(["select", "--config", str(config), "--device", "cpu"])
+    assert selection.proxy["student"] == "Project" and selection.proxy["students"] == 2
+    again = main(["select", "--config", str(harvest / "select.yaml")])
+    assert again.candidates == selection.candidates
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, r"student_proxy: steps should be 1 or more, got 0. Leave student_proxy out"),
+        ({"candidates": 1}, r"student_proxy: candidates should be 2 or more, got 1"),
+        ({"batch_size": 0}, r"student_proxy: batch_size should be 1 or more"),
+        ({"alpha": 1.5}, r"student_proxy: alpha should be in \[0, 1\], got 1.5"),
+        ({"temperature": 0.0}, r"student_proxy: temperature should be above 0, got 0.0"),
+    ],
+)
+def test_a_budget_that_cannot_be_used(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        small_proxy(**options)
+
+
+def test_a_rule_without_a_score() -> None:
+    with pytest.raises(ArgumentError, match=r"student_proxy tries the best by a score, and rule='half' has none"):
+        MISelector(rule="half", student_proxy=small_proxy())
+
+
+def test_a_student_with_other_classes(harvest: Path, tmp_path: Path) -> None:
+    wrong = small_proxy(student=linear(7))
+    with pytest.raises(
+        ArgumentError, match=r"student_proxy: the student gives logits of .*7\).*Give a student with 10"
+    ):
+        select(harvest, wrong)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), MISelector(student_proxy=wrong))
+    with pytest.raises(CkptKDError, match=r"Give a student with 10 classes"):
+        trainer.fit(Project(), DigitsData())
+    assert trainer.global_step == 0, "told before anything is trained"
+
+
+def test_a_student_that_diverges(harvest: Path) -> None:
+    hot = small_proxy(steps=20, optimizer=lambda p: torch.optim.SGD(p, lr=3e38))
+    with pytest.raises(ArgumentError, match=r"student_proxy: after 20 steps with epoch=.*lower learning rate"):
+        select(harvest, hot)
+
+
+def test_without_training_data(harvest: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"student_proxy trains students and needs training data"):
+        MISelector(student_proxy=small_proxy()).select(harvest, Project(), probe(), progress=False)
+    with pytest.raises(ArgumentError, match=r"student_proxy: the training data have no batch"):
+        select(harvest, loader=[])
+
+
+def test_damage_is_met_before_a_student_trains(harvest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    select(harvest)
+    file = harvest / SnapshotStore.open(harvest).snapshots[-1].file
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    monkeypatch.setattr(student_proxy, "distil_briefly", None)
+    with pytest.raises(SnapshotError, match="SHA-256"):
+        select(harvest)
+
+
+def test_the_learning_rate_falls_to_nothing() -> None:
+    rates: list[float] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    proxy = small_proxy(steps=4, optimizer=lambda p: Watched(p, lr=1.0))
+    batches = [(torch.ones(2, 64), torch.zeros(2, dtype=torch.long))] * 9
+
+    def teacher(inputs: Tensor) -> Tensor:
+        return torch.zeros(len(inputs), 10)
+
+    distil_briefly(linear(), teacher, batches, proxy)
+    assert rates == [1.0, 0.75, 0.5, 0.25]
