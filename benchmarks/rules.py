@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torchmetrics.functional import spearman_corrcoef
 
-from benchmarks.students import TASKS
+from benchmarks.students import TASKS, mean_accuracies
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.report import format_table
 from lightning_ckptkd.snapshots import Selection
@@ -87,11 +87,7 @@ def compare(folder: Path, roots: dict[str, str]) -> Iterator[Outcome]:
     task = TASKS[results["task"]]
     data = task.data(root=roots[results["task"]]) if results["task"] in roots else task.data()
     data.setup("fit")
-    students = {
-        int(choice): 100 * statistics.mean(run["accuracy"] for run in runs.values())
-        for choice, runs in results["students"].items()
-        if choice.isdigit()
-    }
+    students = {epoch: 100 * accuracy for epoch, accuracy in mean_accuracies(results).items()}
     name = f"{results['task']} {results['teacher_seed']}"
     for rule in rules():
         selector = MISelector(num_teachers=1, probe_size=PROBE_SIZE, **rule)

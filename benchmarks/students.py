@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -152,6 +153,10 @@ class Students:
         self._write()
         print(f"{self._results['task']} {choice} seed {seed}: {done[str(seed)]}", flush=True)
 
+    def mean_accuracies(self) -> dict[int, float]:
+        """Of the students of each single snapshot, over seeds, by epoch."""
+        return mean_accuracies(self._results)
+
     def _classifier(self, depth: int, width: int, epochs: int, seed: int) -> Classifier:
         seed_everything(seed, verbose=False)
         return Classifier(self._task.network(depth, width), lr_scheduler=_in_three_parts(epochs))
@@ -176,6 +181,15 @@ class Students:
 
     def _write(self) -> None:
         self._path.write_text(json.dumps(self._results, indent=1) + "\n")
+
+
+def mean_accuracies(results: dict[str, Any]) -> dict[int, float]:
+    """Of the students of each single snapshot in a ``students.json``, over seeds, by epoch."""
+    return {
+        int(choice): statistics.mean(run["accuracy"] for run in runs.values())
+        for choice, runs in results["students"].items()
+        if choice.isdigit()
+    }
 
 
 def _in_three_parts(epochs: int) -> Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]:

@@ -24,3 +24,10 @@ def test_the_mutations() -> None:
 
 def test_what_a_harvest_costs() -> None:
     assert json.loads((RESULTS / "harvest.json").read_text())["table"] in RELIABILITY
+
+
+def test_the_estimators() -> None:
+    text = (REPOSITORY / "docs" / "estimators.md").read_text()
+    tables = json.loads((RESULTS / "estimators.json").read_text())["tables"]
+    assert len(tables) == 4
+    assert all(f"## {name}\n" in text and table in text for name, table in tables.items())

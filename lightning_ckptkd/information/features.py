@@ -20,7 +20,7 @@ class Features:
     """What one snapshot makes of the probe samples.
 
     Attributes:
-        pooled: A vector for each sample, shape (N, D).
+        pooled: A vector for each sample, shape (N, D): a layer's output, or the logits where no layer was asked for.
         spatial: A feature map for each sample, shape (N, C, H, W); None where none was asked for.
         logits: Shape (N, K); None where the module gives no (N, K) tensor.
     """
@@ -35,20 +35,26 @@ class Layers:
     """Where F is read.
 
     Attributes:
-        pooled: Name of the module that gives the vectors.
+        pooled: Name of the module that gives the vectors; None where the logits are all that is needed.
         pooled_is_input: Whether its input is meant rather than its output.
         spatial: Name of the module whose output is the feature map; None where none is needed.
         gives_logits: Whether the network's output is taken for logits.
     """
 
-    pooled: str
+    pooled: str | None
     pooled_is_input: bool
     spatial: str | None
     gives_logits: bool = True
 
 
 def find_layers(
-    module: nn.Module, inputs: Tensor, layer: str | None, *, need_spatial: bool, whole: bool = True
+    module: nn.Module,
+    inputs: Tensor,
+    layer: str | None,
+    *,
+    need_spatial: bool,
+    need_layer: bool = True,
+    whole: bool = True,
 ) -> Layers:
     """Decide where F is read, by one forward pass.
 
@@ -58,6 +64,7 @@ def find_layers(
         layer: Name of a module whose output is F. None takes the input of the last ``nn.Linear`` that runs and,
             for the feature map, the last output of shape (N, C, H, W) with more than one position.
         need_spatial: Whether a feature map is needed.
+        need_layer: Whether the vectors of a layer are needed, and not the logits alone.
         whole: Whether the module is all that was trained. The output of a part of it is taken for logits only if it
             is that of the last ``nn.Linear`` itself: a backbone's features are no logits.
 
@@ -86,6 +93,8 @@ def find_layers(
     gives_logits = _is_matrix(result) and (whole or bool(linear and linear[-1][1] is result))
     if layer is not None:
         return Layers(layer, False, layer if need_spatial else None, gives_logits)
+    if not need_layer:
+        return Layers(None, False, spatial if need_spatial else None, gives_logits)
     if not linear:
         names = [name for name, _, _ in ran if name]
         raise ArgumentError(
@@ -118,14 +127,14 @@ def extract_features(
         Everything on the CPU. Feature maps and token sequences are averaged over positions for ``pooled``.
 
     Raises:
-        ArgumentError: If the layer's output is no tensor or of a shape that can't be pooled.
+        ArgumentError: If the layer's output is no tensor or of a shape that can't be pooled, or there is neither a
+            layer nor logits.
     """
     parameter = next(iter(module.parameters()), torch.empty(0))
     pooled: list[Tensor] = []
     spatial: list[Tensor] = []
     logits: list[Tensor] = []
     caught: dict[str, Any] = {}
-    hooked = module.get_submodule(layers.pooled)
 
     def catch_pooled(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         caught["pooled"] = args[0] if layers.pooled_is_input else output
@@ -133,14 +142,17 @@ def extract_features(
     def catch_spatial(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         caught["spatial"] = output
 
-    handles = [hooked.register_forward_hook(catch_pooled)]
+    handles = []
+    if layers.pooled is not None:
+        handles.append(module.get_submodule(layers.pooled).register_forward_hook(catch_pooled))
     if layers.spatial is not None:
         handles.append(module.get_submodule(layers.spatial).register_forward_hook(catch_spatial))
     try:
         for batch in torch.split(inputs, batch_size):
             batch = batch.to(parameter.device)
             output = _forward(module, batch.to(parameter.dtype) if batch.is_floating_point() else batch)
-            pooled.append(_pool(caught["pooled"], layers.pooled).float().cpu())
+            if layers.pooled is not None:
+                pooled.append(_pool(caught["pooled"], layers.pooled).float().cpu())
             if layers.spatial is not None:
                 spatial.append(caught["spatial"].float().cpu())
             if logits_key is not None or layers.gives_logits or (need_logits and not isinstance(output, Tensor)):
@@ -148,7 +160,14 @@ def extract_features(
     finally:
         for handle in handles:
             handle.remove()
-    return Features(torch.cat(pooled), torch.cat(spatial) if spatial else None, torch.cat(logits) if logits else None)
+    found = torch.cat(logits) if logits else None
+    vectors = torch.cat(pooled) if pooled else found
+    if vectors is None:
+        raise ArgumentError(
+            f"{type(module).__name__} gives no logits, shape (N, K), to take for F. Harvest the whole classifier, or "
+            "use rule='mi' with feature='layer'."
+        )
+    return Features(vectors, torch.cat(spatial) if spatial else None, found)
 
 
 def choose_feature(features: Features, feature: str, temperature: float) -> Features:

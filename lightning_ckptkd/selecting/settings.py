@@ -101,6 +101,11 @@ class SelectionSettings:
         return self.rule in ("accuracy", "mcmi")
 
     @property
+    def needs_layer(self) -> bool:
+        """Whether the output of a layer is needed, rather than the logits alone."""
+        return self.rule == "mi" and self.feature == "layer"
+
+    @property
     def needs_spatial(self) -> bool:
         """Whether a feature map is needed, rather than vectors alone."""
         return self.rule == "mi" and "convolutional" in (self.input_estimator, self.label_estimator)

@@ -210,7 +210,14 @@ def _find_layers(settings: SelectionSettings, module: nn.Module, inputs: Tensor,
     inputs = inputs.to(parameter.device)
     if inputs.is_floating_point():
         inputs = inputs.to(parameter.dtype)
-    return find_layers(module, inputs, settings.layer, need_spatial=settings.needs_spatial, whole=whole)
+    return find_layers(
+        module,
+        inputs,
+        settings.layer,
+        need_spatial=settings.needs_spatial,
+        need_layer=settings.needs_layer,
+        whole=whole,
+    )
 
 
 def _extract(

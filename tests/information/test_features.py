@@ -122,3 +122,18 @@ def test_hooks_are_gone_afterwards() -> None:
     layers = find_layers(project, X, None, need_spatial=True)
     extract_features(project, X, layers, batch_size=6, logits_key=None)
     assert not any(module._forward_hooks for module in project.modules())
+
+
+def test_logits_alone_need_no_linear_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    layers = find_layers(network, X, None, need_spatial=False, need_layer=False)
+    found = extract_features(network, X, layers, batch_size=4, logits_key=None)
+    assert found.logits is not None and torch.equal(found.pooled, found.logits)
+    torch.testing.assert_close(found.logits, network(X).detach())
+
+
+def test_neither_a_layer_nor_logits() -> None:
+    network = nn.Conv2d(1, 5, 3)
+    layers = find_layers(network, X, None, need_spatial=False, need_layer=False)
+    with pytest.raises(ArgumentError, match=r"Conv2d gives no logits, shape \(N, K\), to take for F"):
+        extract_features(network, X, layers, batch_size=4, logits_key=None)

@@ -1,0 +1,68 @@
+"""The information plane of a training run, drawn from its harvest.
+
+    python -m benchmarks.information_plane fashion_mnist OUT --data FOLDER
+    python -m benchmarks.information_plane cifar100 OUT --data FOLDER
+
+trains the teacher of ``python -m benchmarks.students`` with a harvest in OUT, unless it is there already, scores every
+snapshot with the default estimators on 2,000 validation images, and writes the selector's picture to
+``docs/images/plane_TASK.png`` and its numbers to ``benchmarks/results/planes/TASK.json``. Where OUT has students of
+the snapshots, their accuracies are beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+
+from benchmarks.students import TASKS, Students
+from lightning_ckptkd import MISelector
+from lightning_ckptkd.report import PICTURE_NAME
+
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results" / "planes"
+PICTURES = REPOSITORY / "docs" / "images"
+PROBE_SIZE = 2000
+
+
+def main() -> None:
+    """Train if need be, score, draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("out", type=Path, help="folder for the harvest")
+    parser.add_argument("--data", type=Path, help="root of the data module")
+    parser.add_argument("--teacher_seed", type=int, default=0)
+    options = parser.parse_args()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    task = TASKS[options.task]
+    data = task.data() if options.data is None else task.data(root=options.data)
+    students = Students(task, data, options.out, options.task, options.teacher_seed).mean_accuracies()
+    data.setup("fit")
+    harvest = options.out / "harvest"
+    selection = MISelector(probe_size=PROBE_SIZE).select(harvest, task.network(14, 16), data.val_dataloader())
+    points = [
+        {
+            "epoch": candidate.epoch,
+            "input_information": candidate.input_information,
+            "input_error": candidate.input_error,
+            "label_information": candidate.label_information,
+            "label_error": candidate.label_error,
+            "probe_accuracy": candidate.accuracy,
+            "rank": candidate.rank,
+            "student_accuracy": students.get(candidate.epoch),
+        }
+        for candidate in selection.candidates
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    document = {"probe": selection.probe, "settings": selection.settings, "snapshots": points}
+    (RESULTS / f"{options.task}.json").write_text(json.dumps(document, indent=1) + "\n")
+    shutil.copy(harvest / PICTURE_NAME, PICTURES / f"plane_{options.task}.png")
+
+
+if __name__ == "__main__":
+    main()
