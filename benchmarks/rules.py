@@ -55,12 +55,15 @@ def rules() -> Iterator[dict[str, Any]]:
     for normalisation in ("max", "minmax", "entropy"):
         for floor in (0.0, 0.8, 0.9, 0.95):
             yield {"normalisation": normalisation, "label_floor": floor}
-    for floor in (0.0, 0.9):
-        yield {"given_label": True, "label_floor": floor}
-        yield {"feature": "logits", "label_floor": floor}
-        yield {"feature": "probabilities", "label_floor": floor}
-        yield {"feature": "probabilities", "given_label": True, "label_floor": floor}
-        yield {"label_estimator": "logistic", "label_floor": floor}
+    for normalisation in ("max", "entropy"):
+        for option in (
+            {"given_label": True},
+            {"feature": "logits"},
+            {"feature": "probabilities"},
+            {"feature": "probabilities", "given_label": True},
+            {"label_estimator": "logistic"},
+        ):
+            yield {**option, "normalisation": normalisation, "label_floor": 0.9}
     yield {"input_weight": 0.0}
     yield {"label_weight": 0.0}
     yield {"rule": "mcmi"}

@@ -66,8 +66,8 @@ class MISelector(Callback):
         given_label: Whether to take I(X;F|Y), what F tells of X beyond the label, for I(X;F).
         input_weight: Weight of the normalised I(X;F).
         label_weight: Weight of the normalised I(Y;F).
-        normalisation: ``max`` divides each term by its largest value, ``minmax`` maps it to [0, 1], ``entropy``
-            divides by the most that it could be.
+        normalisation: ``entropy`` divides each term by the most that it could be, ``max`` by its largest value,
+            ``minmax`` maps it to [0, 1].
         label_floor: Share of the largest I(Y;F), in [0, 1], below which a snapshot's I(X;F) does not count.
         probe: Dataloader of the probe set. None takes it from the run's data.
         probe_split: Which of the run's dataloaders: ``val``, ``train`` or ``test``; of several the first.
@@ -100,7 +100,7 @@ class MISelector(Callback):
         given_label: bool = False,
         input_weight: float = 1.0,
         label_weight: float = 1.0,
-        normalisation: str = "max",
+        normalisation: str = "entropy",
         label_floor: float = 0.95,
         probe: DataLoader[Any] | None = None,
         probe_split: str = "val",

@@ -123,8 +123,13 @@ def test_weights_and_normalisation_decide(harvest: Path) -> None:
         {"feature": "logits"},
         {"feature": "probabilities", "temperature": 2.0},
         {"given_label": True},
-        {"input_estimator": "convolutional", "likelihood": "gaussian", "decoder_steps": 20},
-        {"input_estimator": "convolutional", "likelihood": "continuous_bernoulli", "decoder_steps": 20},
+        {"normalisation": "max", "input_estimator": "convolutional", "likelihood": "gaussian", "decoder_steps": 20},
+        {
+            "normalisation": "max",
+            "input_estimator": "convolutional",
+            "likelihood": "continuous_bernoulli",
+            "decoder_steps": 20,
+        },
     ],
 )
 def test_what_the_input_term_is_of(harvest: Path, options: dict[str, Any]) -> None:
@@ -443,7 +448,12 @@ class Empty(DigitsData):
         ({"layer": "clasifier"}, {}, DigitsData(), "layer='clasifier'.*'classifier'"),
         ({"input_estimator": "convolutional", "layer": "classifier"}, {}, DigitsData(), "needs a feature map"),
         ({}, {"submodule": "backbone"}, DigitsData(), "label_estimator='head' needs the teacher's logits"),
-        ({"rule": "accuracy"}, {"submodule": "backbone"}, DigitsData(), "rule='accuracy' needs the teacher's logits"),
+        (
+            {"rule": "accuracy"},
+            {"submodule": "backbone"},
+            DigitsData(),
+            r"gives no logits, shape .N, K., to take for F",
+        ),
         ({}, {}, Shifted(), "Labels run from .*, but the teacher has 5 classes"),
         ({}, {}, Empty(), "there is no dataloader to probe with"),
     ],

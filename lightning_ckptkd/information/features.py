@@ -164,8 +164,9 @@ def extract_features(
     vectors = torch.cat(pooled) if pooled else found
     if vectors is None:
         raise ArgumentError(
-            f"{type(module).__name__} gives no logits, shape (N, K), to take for F. Harvest the whole classifier, or "
-            "use rule='mi' with feature='layer'."
+            f"{type(module).__name__} gives no logits, shape (N, K), to take for F. Harvest the whole classifier, "
+            "say with logits_key where its output holds them, or use rule='mi' with feature='layer' and "
+            "label_estimator='logistic'."
         )
     return Features(vectors, torch.cat(spatial) if spatial else None, found)
 

@@ -31,7 +31,7 @@ class SelectionSettings:
     given_label: bool = False
     input_weight: float = 1.0
     label_weight: float = 1.0
-    normalisation: str = "max"
+    normalisation: str = "entropy"
     label_floor: float = 0.95
     likelihood: str = "bce"
     decoder_steps: int = 300

@@ -192,11 +192,8 @@ def _check_logits(settings: SelectionSettings, features: Features, samples: Prob
         ArgumentError: If not.
     """
     if features.logits is None:
-        what = f"rule={settings.rule!r}" if settings.needs_logits else "student_proxy"
-        for name, needs in (("label_estimator", "head"), ("feature", settings.feature), ("ensemble", "greedy")):
-            if settings.rule == "mi" and getattr(settings, name) == needs != "layer":
-                what = f"{name}={needs!r}"
-                break
+        what = "label_estimator='head'" if settings.label_estimator == "head" else "ensemble='greedy'"
+        what = what if settings.needs_logits else "student_proxy"
         raise ArgumentError(
             f"{what} needs the teacher's logits, and the harvested module gives none. Harvest the whole classifier, "
             "say with logits_key where its output holds them, or use rule='mi' with feature='layer' and "
