@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,9 +26,10 @@ from lightning_ckptkd.losses import KDLoss
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.ranks import on_each_rank
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
-from lightning_ckptkd.teachers import TeacherEnsemble, choose_teachers
+from lightning_ckptkd.teachers import TeacherEnsemble, TeacherPath, calibrate, check_acceleration, choose_teachers
 
 _CHECKPOINT_KEY = "lightning_ckptkd_teachers"
+_PATH_KEY = "lightning_ckptkd_teacher_path"
 
 
 class DistillationModule(LightningModule):
@@ -54,6 +56,10 @@ class DistillationModule(LightningModule):
         optimizer: Makes the optimiser; the default is the paper's.
         lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
         submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
+        acceleration: How the teachers may run: ``auto`` times on the first batch what gives the plain loop's logits
+            to 1e-5 (BatchNorm folded, channels last, compiled code where ten minutes of their time are ahead) and
+            keeps the fastest; ``compile`` compiles in any case; ``none`` is the plain loop.
+        bf16_teachers: Whether they may run in bfloat16 too, where that is faster and gives their logits to 1e-2.
         logits_key: Where the logits are, if the teacher returns a tuple, mapping or object.
         student_logits_key: The same for the student.
 
@@ -77,6 +83,8 @@ class DistillationModule(LightningModule):
         ),
         lr_scheduler: LRSchedulerCallable | None = None,
         submodule: str | None = None,
+        acceleration: str = "auto",
+        bf16_teachers: bool = False,
         logits_key: str | int | None = None,
         student_logits_key: str | int | None = None,
     ) -> None:
@@ -85,6 +93,7 @@ class DistillationModule(LightningModule):
             raise ArgumentError(f"alpha should be in [0, 1], got {alpha}.")
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ArgumentError(f"temperature should be above 0, got {temperature}.")
+        check_acceleration(acceleration)
         snapshots = str(snapshots)  # a Path among the hyper-parameters would bar weights_only loading
         self.save_hyperparameters(ignore=["student", "teacher", "optimizer", "lr_scheduler"])
         self.student = student
@@ -92,6 +101,8 @@ class DistillationModule(LightningModule):
         self.kd_loss = KDLoss(temperature)
         self.teachers: TeacherEnsemble | None = None
         self._teacher_files: list[dict[str, str]] = []
+        self._teacher_path: TeacherPath | None = None  # None until they are calibrated
+        self._known_path: TeacherPath | None = None
         self._load_teachers = partial(
             _load_teachers, snapshots, choice, teacher, submodule=submodule, logits_key=logits_key
         )
@@ -150,6 +161,8 @@ class DistillationModule(LightningModule):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, labels = self.unpack_batch(batch)
+        if self._teacher_path is None and self.alpha < 1 and self._trainer is not None:
+            self._calibrate(inputs)
         student, teachers = self._logits(inputs, labels, need_teachers=self.alpha < 1)
         loss = self._loss(student, teachers, labels)
         self.log(
@@ -189,6 +202,8 @@ class DistillationModule(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_CHECKPOINT_KEY] = self._teacher_files
+        if self._teacher_path is not None:
+            checkpoint[_PATH_KEY] = asdict(self._teacher_path)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -204,6 +219,8 @@ class DistillationModule(LightningModule):
                 f"{self.hparams['snapshots']}. Select the same snapshots again, name their epochs with choice=, or "
                 "start a new run."
             )
+        if _PATH_KEY in checkpoint:  # a path that is timed anew could be another one, with other last digits
+            self._known_path = TeacherPath(**checkpoint[_PATH_KEY])
 
     def _evaluate(self, batch: Any, stage: str, dataloader_idx: int) -> None:
         inputs, labels = self.unpack_batch(batch)
@@ -248,6 +265,21 @@ class DistillationModule(LightningModule):
         if teachers is not None and self.alpha < 1:
             loss = loss + (1 - self.alpha) * self.kd_loss(student, teachers.mean(0))
         return loss
+
+    def _calibrate(self, inputs: Tensor) -> None:
+        assert self.teachers is not None
+        options = self.hparams
+        batches = self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches
+        found = calibrate(
+            self.teachers,
+            inputs,
+            options["acceleration"],
+            bf16=options["bf16_teachers"],
+            batches=batches if math.isfinite(batches) else 0,
+            known=self._known_path,
+        )
+        self._teacher_path = found.path
+        rank_zero_info(found.describe(self.teachers))
 
     def _place_teachers(self) -> None:
         if self.teachers is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from tests.projects import DigitsData, Project, make_trainer
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded() -> Iterator[None]:
     seed_everything(0, verbose=False)
+    yield
+    torch.use_deterministic_algorithms(False)  # Trainer(deterministic=True) leaves it on
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,6 +16,24 @@ from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.logits import get_logits
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, harvested_part, load_into, select_weights
+from lightning_ckptkd.teachers.folding import fold_batch_norms
+
+
+@dataclass(frozen=True)
+class TeacherPath:
+    """How teachers run; all off is the plain loop.
+
+    Attributes:
+        folded: BatchNorm is folded into the layer before it.
+        channels_last: Activations of images lie with their channels last.
+        compiled: By ``torch.compile``, the weights being constants.
+        bf16: Under autocast to bfloat16.
+    """
+
+    folded: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+    bf16: bool = False
 
 
 class TeacherEnsemble:
@@ -27,6 +48,9 @@ class TeacherEnsemble:
         names: A name for each, for messages.
         logits_key: Where the logits are in a teacher's output; None where it is the logits.
 
+    Attributes:
+        path: How they run.
+
     Raises:
         ArgumentError: If there are no members.
     """
@@ -37,7 +61,10 @@ class TeacherEnsemble:
         self.members = [member.eval().requires_grad_(False) for member in members]
         self.names = list(names)
         self.logits_key = logits_key
-        self._modules = [child for member in self.members for child in member.modules()]
+        self.path = TeacherPath()
+        self._compiled: list[Any] = []
+        self._compiled_shape: torch.Size | None = None
+        self._modules = self._find_modules()
 
     @classmethod
     def load(
@@ -86,15 +113,15 @@ class TeacherEnsemble:
             member.to(device=device, dtype=dtype)
         return self
 
-    @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """The logits of every teacher.
+    def __call__(self, inputs: Tensor, which: Sequence[int] | None = None) -> Tensor:
+        """The logits of every teacher, or of some; the others do not run.
 
         Args:
             inputs: Shape (N, ...).
+            which: Places of the teachers; None takes all M.
 
         Returns:
-            Shape (M, N, K).
+            Shape (M, N, K), without gradient.
 
         Raises:
             ArgumentError: If a teacher gives no (N, K) logits.
@@ -102,9 +129,74 @@ class TeacherEnsemble:
         if any(module.training for module in self._modules):  # somebody called train() on one of them
             for member in self.members:
                 member.eval()
-        return torch.stack(
-            [get_logits(member(inputs), self.logits_key, type(member).__name__) for member in self.members]
-        )
+        with torch.inference_mode():
+            if self.path.channels_last and inputs.dim() == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            logits = [self._run(place, inputs) for place in (range(len(self)) if which is None else which)]
+        return torch.stack(logits)  # outside: a loss can't keep tensors of inference mode for its gradient
+
+    def _run(self, place: int, inputs: Tensor) -> Tensor:
+        member = self.members[place]
+        compiled = bool(self._compiled) and inputs.shape == self._compiled_shape
+        runs = self._compiled[place] if compiled else member
+        if self.path.bf16:
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                output = runs(inputs)
+        else:
+            output = runs(inputs)
+        return get_logits(output, self.logits_key, type(member).__name__)
+
+    def fold(self, inputs: Tensor, tolerance: float) -> bool:
+        """Fold BatchNorm into the layers before it, in each teacher whose logits stay the same.
+
+        Args:
+            inputs: A batch to compare on, shape (N, ...).
+            tolerance: Difference that is allowed, as a share of the largest logit.
+
+        Returns:
+            Whether no teacher's logits would have changed.
+        """
+        exact = True
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            for place, member in enumerate(self.members):
+                before = self._run(place, inputs)
+                self.members[place] = _copy(member)  # one teacher more at a time, not twice as many
+                count = fold_batch_norms(self.members[place], partial(self._run, place, inputs))
+                if count and is_close(self._run(place, inputs), before, tolerance):
+                    self.path = replace(self.path, folded=True)
+                else:
+                    self.members[place] = member
+                    exact = exact and count == 0
+        self._modules = self._find_modules()
+        return exact
+
+    def take(self, **change: bool) -> None:
+        """Change ``channels_last`` or ``bf16`` of the path."""
+        self.path = replace(self.path, **change)
+        memory_format = torch.channels_last if self.path.channels_last else torch.contiguous_format
+        for member in self.members:
+            member.to(memory_format=memory_format)
+
+    def compile(self, inputs: Tensor) -> None:
+        """Compile the teachers for batches of this shape; others run as before."""
+        self._compiled = [torch.compile(member, dynamic=False, options={"freezing": True}) for member in self.members]
+        self._compiled_shape = inputs.shape
+        self.path = replace(self.path, compiled=True)
+        self(inputs)
+
+    def forget_compiled(self) -> None:
+        """Run as before :meth:`compile`."""
+        self._compiled = []
+        self.path = replace(self.path, compiled=False)
+
+    def _find_modules(self) -> list[nn.Module]:
+        return [child for member in self.members for child in member.modules()]
+
+
+def is_close(found: Tensor, reference: Tensor, tolerance: float) -> bool:
+    """Whether logits differ by no more than a share of the largest of them (or of 1, if that is larger)."""
+    scale = max(1.0, float(reference.abs().max()))
+    return float((found.float() - reference.float()).abs().max()) <= tolerance * scale
 
 
 def _copy(teacher: nn.Module) -> nn.Module:

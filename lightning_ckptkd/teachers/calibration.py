@@ -1,0 +1,158 @@
+"""Which way of running the teachers is the fastest here, found by timing them on a batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.snapshots.weights import near_names
+from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath, is_close
+
+ACCELERATIONS = ("auto", "compile", "none")
+EXACT, ROUGH = 1e-5, 1e-2  # differences from the plain loop that are allowed, as a share of the largest logit
+_COMPILE_WORTH = 600.0  # seconds of teachers' time ahead from which on compiling is tried
+_CLEARLY = 0.97  # a way is taken where it needs at most this share of the time of the best before
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was picked.
+
+    Attributes:
+        path: How the teachers run from now on.
+        plain_seconds: Time of the plain loop for the batch; None where nothing was timed.
+        seconds: Time of the picked path for it; likewise.
+    """
+
+    path: TeacherPath
+    plain_seconds: float | None = None
+    seconds: float | None = None
+
+    def describe(self, ensemble: TeacherEnsemble) -> str:
+        """One line for the log."""
+        ways = [name.replace("_", " ") for name, on in vars(self.path).items() if on]
+        line = f"{len(ensemble)} teachers run {', '.join(ways) or 'as they are'}"
+        if self.plain_seconds is None or self.seconds is None:
+            return line
+        share = self.seconds / self.plain_seconds
+        milliseconds = f"{1000 * self.seconds:.0f} ms a batch against {1000 * self.plain_seconds:.0f}"
+        return f"{line}: {share:.2f} of the plain loop's time ({milliseconds})"
+
+
+def check_acceleration(acceleration: str) -> None:
+    """Check an option's value.
+
+    Raises:
+        ArgumentError: If it is unknown.
+    """
+    if acceleration not in ACCELERATIONS:
+        near = near_names(acceleration, ACCELERATIONS)
+        raise ArgumentError(f"acceleration={acceleration!r} is unknown. Near names: {near}.")
+
+
+def calibrate(
+    ensemble: TeacherEnsemble,
+    inputs: Tensor,
+    acceleration: str = "auto",
+    *,
+    bf16: bool = False,
+    batches: float = 0,
+    known: TeacherPath | None = None,
+) -> Calibration:
+    """Put an ensemble on the fastest path that gives what the plain loop gives.
+
+    BatchNorm is folded wherever that is exact. Channels-last, compiled code and bfloat16 are kept where they are
+    faster. Where torch is told to be deterministic, or a path is known, nothing depends on a time.
+
+    Args:
+        ensemble: Is changed in place.
+        inputs: A batch, shape (N, ...), on the ensemble's device.
+        acceleration: ``none`` leaves the plain loop; ``auto`` compiles only where ten minutes of teachers' time are
+            ahead; ``compile`` in any case.
+        bf16: Whether bfloat16 may be tried.
+        batches: How many are ahead.
+        known: The path that a run before took.
+    """
+    if acceleration == "none":
+        return Calibration(TeacherPath())
+    if known is not None or torch.are_deterministic_algorithms_enabled():
+        wanted = known if known is not None else TeacherPath(folded=True, bf16=bf16)
+        _follow(ensemble, inputs, wanted)
+        return Calibration(ensemble.path)
+    reference = ensemble(inputs)
+    plain = _seconds(ensemble, inputs)
+    _fold(ensemble, inputs)
+    best = _seconds(ensemble, inputs)
+    if inputs.dim() == 4:
+        best = _try(ensemble, inputs, best, reference, channels_last=True)
+    if acceleration == "compile" or best * batches > _COMPILE_WORTH:
+        best = _compile(ensemble, inputs, best, reference)
+    if bf16:
+        best = _try(ensemble, inputs, best, reference, bf16=True)
+    return Calibration(ensemble.path, plain, best)
+
+
+def _follow(ensemble: TeacherEnsemble, inputs: Tensor, path: TeacherPath) -> None:
+    reference = ensemble(inputs)
+    if path.folded:
+        _fold(ensemble, inputs)
+    ensemble.take(channels_last=path.channels_last, bf16=path.bf16)
+    if path.compiled:
+        _compile(ensemble, inputs, float("inf"), reference)
+
+
+def _fold(ensemble: TeacherEnsemble, inputs: Tensor) -> None:
+    if any(p.dtype in (torch.bfloat16, torch.float16) for member in ensemble.members for p in member.parameters()):
+        return  # weights of three digits can't be multiplied with others and stay exact
+    if not ensemble.fold(inputs, EXACT):
+        rank_zero_warn(
+            "BatchNorm can't be folded into the layers before it in some teachers, since their logits would change. "
+            "They run as they are."
+        )
+
+
+def _try(ensemble: TeacherEnsemble, inputs: Tensor, best: float, reference: Tensor, **change: bool) -> float:
+    rough = change.get("bf16", False) or torch.is_autocast_enabled(inputs.device.type)
+    before = {name: getattr(ensemble.path, name) for name in change}
+    ensemble.take(**change)
+    seconds = _seconds(ensemble, inputs)
+    if seconds <= _CLEARLY * best and is_close(ensemble(inputs), reference, ROUGH if rough else EXACT):
+        return seconds
+    ensemble.take(**before)
+    return best
+
+
+def _compile(ensemble: TeacherEnsemble, inputs: Tensor, best: float, reference: Tensor) -> float:
+    try:
+        ensemble.compile(inputs)
+        seconds = _seconds(ensemble, inputs)
+        if seconds <= _CLEARLY * best and is_close(ensemble(inputs), reference, EXACT):
+            return seconds
+    except Exception as error:  # of whatever kind: a network that can't be compiled is no reason to stop
+        rank_zero_warn(f"The teachers can't be compiled and run without: {type(error).__name__}: {str(error)[:500]}")
+    ensemble.forget_compiled()
+    return best
+
+
+def _seconds(run: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
+    """The shortest of some runs after a first one."""
+    found = []
+    for _ in range(_REPEATS + 1):
+        _wait(inputs.device)
+        start = time.perf_counter()
+        run(inputs)
+        _wait(inputs.device)
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
