@@ -190,7 +190,9 @@ def test_a_resumed_run_keeps_the_teachers_path(
 
     monkeypatch.setattr(calibration, "_seconds", None)  # nothing is timed
     resumed = DistillationModule(student(), Project(), selected)
-    make_trainer(tmp_path, max_epochs=2).fit(resumed, DigitsData(), ckpt_path=tmp_path / "own" / "epoch=0.ckpt")
+    make_trainer(tmp_path, own, max_epochs=2, enable_checkpointing=True).fit(
+        resumed, DigitsData(), ckpt_path=tmp_path / "own" / "epoch=0.ckpt"
+    )
     assert resumed.teachers is not None and asdict(resumed.teachers.path) == path
 
 
