@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
+
+from lightning_ckptkd.losses.arguments import tempered_pair
+from lightning_ckptkd.losses.base import LogitLoss
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -18,23 +22,25 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
     Returns:
         Shape ().
+
+    Raises:
+        ArgumentError: If an argument can't be used.
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    student, teacher = tempered_pair(student_logits, teacher_logits, temperature)
+    divergence = F.kl_div(
+        F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1), reduction="batchmean", log_target=True
+    )
+    return divergence * temperature**2
 
 
-class KDLoss(nn.Module):
-    """:func:`kd_loss` as a module.
+class KDLoss(LogitLoss):
+    """:func:`kd_loss` as a module; it needs no target.
 
     Args:
         temperature: T > 0.
+        combine: See :class:`LogitLoss`.
     """
 
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The loss of a batch; shapes as in :func:`kd_loss`."""
+    @override
+    def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
         return kd_loss(student_logits, teacher_logits, self.temperature)

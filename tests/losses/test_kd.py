@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
+from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import KDLoss, kd_loss
 
 
@@ -14,20 +15,49 @@ def reference(student: np.ndarray, teacher: np.ndarray, temperature: float) -> f
     return float(temperature**2 * (p * difference).sum(1).mean())
 
 
+def logits(seed: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape) * 3)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0, 20.0])
 def test_against_numpy_in_float64(temperature: float) -> None:
-    rng = np.random.default_rng(0)
-    student, teacher = rng.normal(size=(2, 32, 10)) * 3
-    found = kd_loss(torch.from_numpy(student), torch.from_numpy(teacher), temperature)
-    assert float(found) == pytest.approx(reference(student, teacher, temperature), rel=1e-4)
-    assert KDLoss(temperature)(torch.from_numpy(student), torch.from_numpy(teacher)) == found
+    student, teacher = logits(0, 2, 32, 10)
+    found = kd_loss(student, teacher, temperature)
+    assert float(found) == pytest.approx(reference(student.numpy(), teacher.numpy(), temperature), rel=1e-10)
+    assert KDLoss(temperature)(student, teacher) == found
 
 
-def test_zero_where_they_agree_and_stable_for_large_logits() -> None:
-    logits = torch.randn(8, 5)
-    assert float(kd_loss(logits, logits + 3, 4.0)) == pytest.approx(0, abs=1e-5)
-    large = kd_loss(torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]]), 1.0)
-    assert float(large) == pytest.approx(1e4)
+def test_gradcheck() -> None:
+    student, teacher = (logits(seed, 4, 5).requires_grad_() for seed in (0, 1))
+    assert torch.autograd.gradcheck(lambda s, t: kd_loss(s, t, 3.0), (student, teacher))
+
+
+def test_zero_where_they_agree_up_to_a_constant() -> None:
+    student = logits(0, 8, 5)
+    assert float(kd_loss(student, student + 3, 4.0)) == pytest.approx(0, abs=1e-12)
+    assert float(kd_loss(student, student * 1.1, 4.0)) > 1e-4
+
+
+def test_stable_for_large_logits() -> None:
+    student = torch.tensor([[1e4, 0.0]], requires_grad=True)
+    loss = kd_loss(student, torch.tensor([[0.0, 1e4]]), 1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(1e4)
+    assert student.grad is not None
+    assert student.grad.tolist() == [[1, -1]]
+
+
+def test_the_loss_of_scaled_logits_is_t_squared_times_that_at_temperature_1() -> None:
+    student, teacher = logits(0, 2, 8, 5)
+    assert float(kd_loss(7 * student, 7 * teacher, 7.0)) == pytest.approx(49 * float(kd_loss(student, teacher, 1.0)))
+
+
+def test_batch_mean() -> None:
+    student, teacher = logits(0, 2, 8, 5)
+    twice = kd_loss(student.repeat(2, 1), teacher.repeat(2, 1), 2.0)
+    assert float(twice) == pytest.approx(float(kd_loss(student, teacher, 2.0)), rel=1e-12)
+    each = [float(kd_loss(student[i : i + 1], teacher[i : i + 1], 2.0)) for i in range(8)]
+    assert float(twice) == pytest.approx(np.mean(each), rel=1e-12)
 
 
 def test_gradient_is_the_difference_of_probabilities() -> None:
@@ -39,4 +69,18 @@ def test_gradient_is_the_difference_of_probabilities() -> None:
 
 
 def test_half_precision_logits_are_computed_in_float32() -> None:
-    assert kd_loss(torch.randn(2, 3).bfloat16(), torch.randn(2, 3).bfloat16(), 2.0).dtype == torch.float32
+    student, teacher = logits(0, 2, 4, 3).bfloat16()
+    loss = kd_loss(student, teacher, 2.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(float(kd_loss(student.double(), teacher.double(), 2.0)), rel=1e-5)
+
+
+def test_bad_arguments() -> None:
+    student = logits(0, 4, 3)
+    for temperature in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ArgumentError, match=r"temperature should be above 0, got"):
+            kd_loss(student, student, temperature)
+    with pytest.raises(ArgumentError, match=r"\(4, 3\) and \(1, 3\)"):
+        kd_loss(student, student[:1], 1.0)
+    with pytest.raises(ArgumentError, match=r"\(4,\) and \(4,\)"):
+        kd_loss(student[:, 0], student[:, 0], 1.0)

@@ -1,0 +1,94 @@
+"""A loss between a student's logits and those of one teacher or several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.losses.arguments import check_temperature
+from lightning_ckptkd.losses.combine import COMBINATIONS, combine_logits, normalised_weights
+
+PER_TEACHER = "per_teacher"
+
+
+class LogitLoss(nn.Module, ABC):
+    """Compare the student with a combination of its teachers, or with each of them.
+
+    A subclass implements :meth:`pair`. Losses are computed in float32 at least, also under autocast, and gradients
+    reach whatever logits ask for them.
+
+    Args:
+        temperature: T > 0.
+        combine: ``logits`` or ``probabilities``: the loss of :func:`combine_logits`. ``per_teacher``: the mean over
+            teachers of the loss with each.
+
+    Raises:
+        ArgumentError: If an argument can't be used.
+    """
+
+    def __init__(self, temperature: float = 5.0, combine: str = "logits") -> None:
+        super().__init__()
+        check_temperature(temperature)
+        choices = (*COMBINATIONS, PER_TEACHER)
+        if combine not in choices:
+            raise ArgumentError(f"combine should be one of {', '.join(choices)}, got {combine!r}.")
+        self.temperature = temperature
+        self.combine = combine
+
+    @abstractmethod
+    def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        """The loss with one teacher, the mean over samples.
+
+        Args:
+            student_logits: Shape (N, K).
+            teacher_logits: Shape (N, K).
+            target: Class indices, shape (N,), or None where the caller has none.
+
+        Returns:
+            Shape ().
+        """
+
+    def combined(self, teacher_logits: Tensor, weights: Tensor | None) -> Tensor:
+        """What :meth:`pair` gets as the teacher's logits: (N, K) of (M, N, K)."""
+        return combine_logits(teacher_logits, self.combine, self.temperature, weights)
+
+    @override
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student_logits: Shape (N, K).
+            teacher_logits: Shape (M, N, K), or (N, K) of one teacher.
+            target: Class indices, shape (N,); None where the loss does not need them.
+            weights: Of the teachers, shape (M,), each 0 or more and not all 0, divided by their sum; None: the same
+                for all.
+
+        Returns:
+            Shape ().
+
+        Raises:
+            ArgumentError: If an argument can't be used.
+        """
+        teachers = teacher_logits.unsqueeze(0) if teacher_logits.dim() == 2 else teacher_logits
+        if student_logits.dim() != 2 or teachers.shape[1:] != student_logits.shape:
+            raise ArgumentError(
+                "student_logits should have the shape (samples, classes) and teacher_logits (teachers, samples, "
+                f"classes), or the student's, but they have {tuple(student_logits.shape)} and "
+                f"{tuple(teacher_logits.shape)}. Give both the same samples, and the student the teachers' number of "
+                "classes."
+            )
+        if self.combine != PER_TEACHER:
+            return self.pair(student_logits, self.combined(teachers, weights), target)
+        shares = normalised_weights(weights, teachers)
+        losses = torch.stack([self.pair(student_logits, teacher, target) for teacher in teachers])
+        return (losses * shares).sum()
