@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,23 +23,35 @@ from typing_extensions import override
 from lightning_ckptkd.batches import check_labels, inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, TeacherError
 from lightning_ckptkd.logits import get_logits
-from lightning_ckptkd.losses import KDLoss
+from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.ranks import on_each_rank
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
-from lightning_ckptkd.teachers import TeacherEnsemble, TeacherPath, calibrate, check_acceleration, choose_teachers
+from lightning_ckptkd.teachers import (
+    TeacherEnsemble,
+    TeacherPath,
+    TeacherSchedule,
+    calibrate,
+    check_acceleration,
+    choose_teachers,
+    weigh_teachers,
+)
 
 _CHECKPOINT_KEY = "lightning_ckptkd_teachers"
 _PATH_KEY = "lightning_ckptkd_teacher_path"
 
 
+KDFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A loss of the student's logits (N, K), the teachers' (M, N, K) and the labels (N,)."""
+
+
 class DistillationModule(LightningModule):
     """Train a student on the logits of chosen snapshots.
 
-    The loss is the paper's: alpha * CE(student, labels) + (1 - alpha) * T^2 * KL(softmax(mean of the teachers'
-    logits / T) || softmax(student's logits / T)). The teachers are read, verified and frozen before training starts;
-    they stay in eval mode and are no part of this module's parameters, buffers or checkpoints. Each process has its
-    own copy of them.
+    The loss is the paper's unless ``kd_loss`` gives another: alpha * CE(student, labels) + (1 - alpha) * T^2 *
+    KL(softmax(mean of the teachers' logits / T) || softmax(student's logits / T)). The teachers are read, verified and
+    frozen before training starts; they stay in eval mode and are no part of this module's parameters, buffers or
+    checkpoints. Each process has its own copy of them.
 
     Logged: ``train_loss``, and for validation and test ``{val,test}_loss``, ``_acc`` (the student's), ``_agreement``
     (share of samples on which student and ensemble agree) and, once, ``_teacher_acc`` (the ensemble's). Where the
@@ -52,7 +65,14 @@ class DistillationModule(LightningModule):
         choice: Which snapshots teach. None: those of ``selection.json``, or the last one, with a warning, where
             nothing was selected. ``selected``, ``full`` (the last), ``half`` (half-way), or a list of epochs.
         alpha: Weight of the labels' cross-entropy, in [0, 1].
-        temperature: T > 0.
+        temperature: T > 0, of the default ``kd_loss``.
+        kd_loss: What stands beside the cross-entropy: a loss of :mod:`lightning_ckptkd.losses`, or any function of
+            the student's logits (N, K), the teachers' (M, N, K) and the labels (N,).
+        schedule: Which teachers a step learns from, one of :mod:`lightning_ckptkd.teachers.schedules`; None: all.
+        kd_from_epoch: The student's first epoch, from 0, with teachers; before it the labels teach alone.
+        kd_until_epoch: The first epoch without them again; None: to the end.
+        teacher_weights: What each teacher counts, in the order of the choice; ``score``: its score in
+            ``selection.json``; None: all the same.
         optimizer: Makes the optimiser; the default is the paper's.
         lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
         submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
@@ -64,7 +84,8 @@ class DistillationModule(LightningModule):
         student_logits_key: The same for the student.
 
     Raises:
-        ArgumentError: If alpha or temperature can't be used.
+        ArgumentError: If an option can't be used; before training starts, if schedule or weights do not suit the
+            teachers.
         SnapshotError: Before training starts, if a file is missing, damaged or hostile.
         TeacherError: Before training starts, if a snapshot does not fit ``teacher``, or a resumed run would learn
             from other snapshots; at the first batch, if student and teachers have different numbers of classes.
@@ -78,6 +99,11 @@ class DistillationModule(LightningModule):
         choice: str | list[int] | None = None,
         alpha: float = 0.5,
         temperature: float = 5.0,
+        kd_loss: KDFunction | None = None,
+        schedule: TeacherSchedule | None = None,
+        kd_from_epoch: int = 0,
+        kd_until_epoch: int | None = None,
+        teacher_weights: list[float] | str | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
             p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
         ),
@@ -91,20 +117,31 @@ class DistillationModule(LightningModule):
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ArgumentError(f"alpha should be in [0, 1], got {alpha}.")
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise ArgumentError(f"temperature should be above 0, got {temperature}.")
+        if not 0 <= kd_from_epoch < (math.inf if kd_until_epoch is None else kd_until_epoch):
+            raise ArgumentError(
+                f"kd_from_epoch={kd_from_epoch} should be 0 or more and before kd_until_epoch={kd_until_epoch}."
+            )
+        if teacher_weights is not None and kd_loss is not None and not isinstance(kd_loss, LogitLoss):
+            raise ArgumentError(
+                "teacher_weights need a loss that takes them: one of lightning_ckptkd.losses. Leave them out, or weigh "
+                "the teachers in the function that kd_loss gives."
+            )
         check_acceleration(acceleration)
         snapshots = str(snapshots)  # a Path among the hyper-parameters would bar weights_only loading
-        self.save_hyperparameters(ignore=["student", "teacher", "optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=["student", "teacher", "kd_loss", "schedule", "optimizer", "lr_scheduler"])
         self.student = student
         self.alpha = alpha
-        self.kd_loss = KDLoss(temperature)
+        self.kd_loss = KDLoss(temperature) if kd_loss is None else kd_loss
+        self._schedule = schedule
+        self._kd_epochs = range(kd_from_epoch, sys.maxsize if kd_until_epoch is None else kd_until_epoch)
         self.teachers: TeacherEnsemble | None = None
         self._teacher_files: list[dict[str, str]] = []
         self._teacher_path: TeacherPath | None = None  # None until they are calibrated
         self._known_path: TeacherPath | None = None
+        self._teacher_epochs: list[int] = []
+        self._teacher_weights: Tensor | None = None
         self._load_teachers = partial(
-            _load_teachers, snapshots, choice, teacher, submodule=submodule, logits_key=logits_key
+            _load_teachers, snapshots, choice, teacher, teacher_weights, submodule=submodule, logits_key=logits_key
         )
         self._student_logits_key = student_logits_key
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
@@ -125,13 +162,16 @@ class DistillationModule(LightningModule):
         if self.teachers is not None or stage == "predict":
             return
         try:
-            self.teachers, snapshots = on_each_rank(self._load_teachers)
+            self.teachers, snapshots, self._teacher_weights = on_each_rank(self._load_teachers)
         except SnapshotError as error:
             if stage == "fit":
                 raise
             rank_zero_warn(f"The student is evaluated without its teachers, who can't be read: {error}")
             return
         self._teacher_files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in snapshots]
+        self._teacher_epochs = [snapshot.epoch for snapshot in snapshots]
+        if self._schedule is not None:
+            self._schedule.check(self._teacher_epochs)
 
     @override
     def on_fit_start(self) -> None:
@@ -163,8 +203,10 @@ class DistillationModule(LightningModule):
         inputs, labels = self.unpack_batch(batch)
         if self._teacher_path is None and self.alpha < 1 and self._trainer is not None:
             self._calibrate(inputs)
-        student, teachers = self._logits(inputs, labels, need_teachers=self.alpha < 1)
-        loss = self._loss(student, teachers, labels)
+        learns = self.alpha < 1 and self.current_epoch in self._kd_epochs
+        which = self._which() if learns else None
+        student, teachers = self._logits(inputs, labels, which, need_teachers=learns)
+        loss = self._loss(student, teachers, labels, which)
         self.log(
             "train_loss",
             loss,
@@ -224,10 +266,10 @@ class DistillationModule(LightningModule):
 
     def _evaluate(self, batch: Any, stage: str, dataloader_idx: int) -> None:
         inputs, labels = self.unpack_batch(batch)
-        student, teachers = self._logits(inputs, labels, need_teachers=self.teachers is not None)
+        student, teachers = self._logits(inputs, labels, None, need_teachers=self.teachers is not None)
         pairs = {"acc": (student, labels)}
         if teachers is not None:
-            loss = self._loss(student, teachers, labels)
+            loss = self._loss(student, teachers, labels, None)
             self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
             consensus = teachers.mean(0)
             pairs["agreement"] = student, consensus.argmax(1)
@@ -243,13 +285,28 @@ class DistillationModule(LightningModule):
                 f"{stage}_{name}", metric, prog_bar=name == "acc", on_step=False, on_epoch=True, metric_attribute=key
             )
 
-    def _logits(self, inputs: Tensor, labels: Tensor, *, need_teachers: bool) -> tuple[Tensor, Tensor | None]:
+    def _which(self) -> list[int] | None:
+        """Places of the teachers of this step; None for all."""
+        if self._schedule is None:
+            return None
+        steps = self.trainer.estimated_stepping_batches
+        if self._schedule.needs_length and not math.isfinite(steps):
+            raise ArgumentError(
+                f"schedule={type(self._schedule).__name__} needs to know how long training is: give the Trainer "
+                "max_epochs or max_steps."
+            )
+        part = self.global_step / steps
+        return self._schedule.teachers(self._teacher_epochs, self.global_step, self.current_epoch, part)
+
+    def _logits(
+        self, inputs: Tensor, labels: Tensor, which: list[int] | None, *, need_teachers: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The student's logits (N, K) and the teachers' (M, N, K), checked against each other and the labels."""
         student: Tensor = self(inputs)
         teachers = None
         if need_teachers:
             assert self.teachers is not None, "setup() loads the teachers"
-            teachers = self.teachers(inputs)
+            teachers = self.teachers(inputs, which)
             if teachers.shape[1:] != student.shape:
                 raise TeacherError(
                     f"The student has {student.shape[1]} classes and the teachers ({', '.join(self.teachers.names)} of "
@@ -260,11 +317,15 @@ class DistillationModule(LightningModule):
             self._labels_checked = True
         return student, teachers
 
-    def _loss(self, student: Tensor, teachers: Tensor | None, labels: Tensor) -> Tensor:
-        loss = self.alpha * F.cross_entropy(student, labels)
-        if teachers is not None and self.alpha < 1:
-            loss = loss + (1 - self.alpha) * self.kd_loss(student, teachers.mean(0))
-        return loss
+    def _loss(self, student: Tensor, teachers: Tensor | None, labels: Tensor, which: list[int] | None) -> Tensor:
+        if teachers is None or self.alpha == 1:
+            return F.cross_entropy(student, labels)
+        weights: tuple[Tensor, ...] = ()
+        if self._teacher_weights is not None:
+            own = self._teacher_weights if which is None else self._teacher_weights[which]
+            weights = (own.to(student.device),)
+        loss: Tensor = (1 - self.alpha) * self.kd_loss(student, teachers, labels, *weights)
+        return loss + self.alpha * F.cross_entropy(student, labels) if self.alpha > 0 else loss
 
     def _calibrate(self, inputs: Tensor) -> None:
         assert self.teachers is not None
@@ -293,10 +354,12 @@ def _load_teachers(
     folder: str,
     choice: str | Sequence[int] | None,
     teacher: nn.Module,
+    weights: list[float] | str | None,
     *,
     submodule: str | None,
     logits_key: str | int | None,
-) -> tuple[TeacherEnsemble, list[Snapshot]]:
+) -> tuple[TeacherEnsemble, list[Snapshot], Tensor | None]:
     store = SnapshotStore.open(folder)
     chosen = choose_teachers(store, choice)
-    return TeacherEnsemble.load(store, chosen, teacher, submodule=submodule, logits_key=logits_key), chosen
+    counts = None if weights is None else weigh_teachers(store, chosen, weights)
+    return TeacherEnsemble.load(store, chosen, teacher, submodule=submodule, logits_key=logits_key), chosen, counts

@@ -19,7 +19,8 @@ from lightning_ckptkd import (
     SnapshotStore,
     TeacherError,
 )
-from lightning_ckptkd.teachers import calibration
+from lightning_ckptkd.losses import DKDLoss, KDLoss, MSELoss
+from lightning_ckptkd.teachers import Progressive, RandomTeacher, Route, calibration
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
 
 
@@ -194,6 +195,100 @@ def test_a_resumed_run_keeps_the_teachers_path(
         resumed, DigitsData(), ckpt_path=tmp_path / "own" / "epoch=0.ckpt"
     )
     assert resumed.teachers is not None and asdict(resumed.teachers.path) == path
+
+
+class Seen(Callback):
+    """The teachers that ran in each training step."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[int]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        teachers: Any = pl_module.teachers
+        for place, member in enumerate(teachers.members):
+            member.register_forward_hook(lambda *_, place=place: self.steps[-1].append(place))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.steps.append([])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [[0, 1, 2]] * 8),
+        ({"schedule": Progressive()}, [[1]] * 3 + [[2]] * 3 + [[0]] * 2),
+        ({"schedule": Route({0: 2, 1: 3})}, [[2]] * 4 + [[0]] * 4),
+        ({"kd_from_epoch": 1}, [[]] * 4 + [[0, 1, 2]] * 4),
+        ({"kd_until_epoch": 1, "schedule": Route({0: 1})}, [[1]] * 4 + [[]] * 4),
+        ({"schedule": RandomTeacher(3)}, None),
+    ],
+)
+def test_which_teacher_when_and_on_in_the_right_place(
+    tmp_path: Path, harvest: Path, options: dict[str, Any], expected: list[list[int]] | None
+) -> None:
+    if expected is None:
+        expected = [RandomTeacher(3).teachers([3, 1, 2], step, 0, 0.0) for step in range(8)]
+        assert len({places[0] for places in expected}) == 3
+    runs = []
+    for cut in (False, True):
+        own = ModelCheckpoint(dirpath=tmp_path / str(cut), save_top_k=-1, filename="{epoch}")
+        common = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_checkpointing": True, "max_epochs": 2}
+        seen = Seen()
+        for ckpt_path in (None, tmp_path / "True" / "epoch=0.ckpt")[: 1 + cut]:
+            if ckpt_path is not None:
+                del seen.steps[4:]
+            module = DistillationModule(student(), Project(), harvest, choice=[3, 1, 2], acceleration="none", **options)
+            trainer = make_trainer(tmp_path, own, seen, **common)
+            trainer.fit(module, DigitsData(shuffle=False), ckpt_path=ckpt_path)
+        runs.append(seen.steps)
+    assert runs == [expected, expected]
+
+
+def test_a_schedule_that_needs_an_end(tmp_path: Path, harvest: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"schedule=Progressive needs to know how long training is"):
+        distil(tmp_path, harvest, choice=[1, 2], schedule=Progressive(), max_epochs=-1)
+
+
+def test_weights_of_the_teachers(tmp_path: Path, harvest: Path) -> None:
+    x, y = digits(0, 32).tensors
+    selection = MISelector(num_teachers=2).select(harvest, Project(), DigitsData().val_dataloader(), progress=False)
+    scores = [next(c.score for c in selection.candidates if c.file == file) or 0.0 for file in selection.chosen]
+    for weights, counts in (([3.0, 1.0], [3.0, 1.0]), ("score", scores), (None, [1.0, 1.0])):
+        module = DistillationModule(student(), Project(), harvest, alpha=0.0, teacher_weights=weights)
+        module.setup("fit")
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        assert module.teachers is not None
+        logits = module.teachers(x)
+        mean = (logits * torch.tensor(counts)[:, None, None]).sum(0) / sum(counts)
+        torch.testing.assert_close(module.training_step((x, y), 0), KDLoss(5.0)(module.student(x), mean))
+    for wrong in ([1.0], [1.0, -1.0], [0.0, 0.0], "best", [1.0, float("nan")]):
+        with pytest.raises(ArgumentError, match=r"teacher_weights=.* should be 'score' .* or 2 numbers"):
+            DistillationModule(student(), Project(), harvest, teacher_weights=wrong).setup("fit")
+    with pytest.raises(ArgumentError, match=r"teacher_weights need a loss that takes them"):
+        DistillationModule(student(), Project(), harvest, kd_loss=F.mse_loss, teacher_weights=[1.0, 1.0])
+
+
+def absolute(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
+    assert teacher_logits.dim() == 3 and target.dtype == torch.long
+    return (student_logits - teacher_logits.mean(0)).abs().mean()
+
+
+def test_any_function_is_a_loss(harvest: Path) -> None:
+    x, y = digits(0, 32).tensors
+    for loss in (absolute, DKDLoss(2.0), MSELoss()):
+        module = DistillationModule(student(), Project(), harvest, choice=[1, 2], alpha=0.25, kd_loss=loss)
+        module.setup("fit")
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        assert module.teachers is not None
+        logits = module.student(x)
+        expected = 0.25 * F.cross_entropy(logits, y) + 0.75 * loss(logits, module.teachers(x), y)
+        torch.testing.assert_close(module.training_step((x, y), 0), expected)
+
+
+@pytest.mark.parametrize("epochs", [(-1, None), (2, 2), (3, 1)])
+def test_epochs_with_teachers_that_can_not_be(epochs: tuple[int, int | None]) -> None:
+    with pytest.raises(ArgumentError, match=r"kd_from_epoch=.* should be 0 or more and before kd_until_epoch"):
+        DistillationModule(student(), Project(), "x", kd_from_epoch=epochs[0], kd_until_epoch=epochs[1])
 
 
 def test_resuming_with_other_teachers_is_refused(tmp_path: Path, selected: Path) -> None:

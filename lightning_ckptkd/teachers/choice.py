@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError, SelectionError
 from lightning_ckptkd.information.ranking import rank_by_position
@@ -53,3 +55,33 @@ def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = N
             f"choice={epochs}: {store.folder} has no snapshot of the epochs {missing}; it has {sorted(by_epoch)}."
         )
     return [by_epoch[epoch] for epoch in epochs]
+
+
+def weigh_teachers(store: SnapshotStore, chosen: Sequence[Snapshot], weights: Sequence[float] | str) -> Tensor:
+    """What each teacher counts.
+
+    Args:
+        store: The harvest.
+        chosen: The teachers.
+        weights: A number for each, or ``score``: what ``selection.json`` says of it.
+
+    Returns:
+        Shape (M,), float32, finite, 0 or more, not all 0.
+
+    Raises:
+        ArgumentError: If they can't be used.
+        SnapshotError: If ``selection.json`` is missing where it is needed, or can't be trusted.
+    """
+    found: list[float | None]
+    if weights == "score":
+        scores = {candidate.file: candidate.score for candidate in Selection.read(store).candidates}
+        found = [scores.get(snapshot.file) for snapshot in chosen]
+    else:
+        found = [] if isinstance(weights, str) else list(weights)
+    usable = [value for value in found if value is not None and math.isfinite(value) and value >= 0]
+    if len(usable) != len(chosen) or sum(usable) <= 0:
+        raise ArgumentError(
+            f"teacher_weights={weights!r} should be 'score' (of a selection that has scores, 0 or more) or "
+            f"{len(chosen)} numbers of 0 or more, one for each teacher, got {found}."
+        )
+    return torch.tensor(usable)

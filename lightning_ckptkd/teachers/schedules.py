@@ -1,0 +1,110 @@
+"""Which teacher when: the places of the teachers that a training step learns from."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError
+
+
+class TeacherSchedule(ABC):
+    """Says for each step which teachers run.
+
+    A schedule has no state: what it says depends on the step alone, so that a resumed run goes on in the right place.
+
+    Attributes:
+        needs_length: Whether the student's training must have a known length.
+    """
+
+    needs_length = False
+
+    def check(self, epochs: Sequence[int]) -> None:  # noqa: B027 - most schedules suit any teachers
+        """Check that the schedule suits the teachers, before training starts.
+
+        Args:
+            epochs: The teachers' epochs in their own training, in the order of the ensemble.
+
+        Raises:
+            ArgumentError: If it does not.
+        """
+
+    @abstractmethod
+    def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
+        """Places of the teachers of one step.
+
+        Args:
+            epochs: As in :meth:`check`.
+            step: Optimiser steps that the student has taken.
+            epoch: The student's epoch, from 0.
+            part: Share of the student's training that is done, in [0, 1].
+        """
+
+
+class RandomTeacher(TeacherSchedule):
+    """One teacher a step, drawn at random, the same one for the same step and on all ranks.
+
+    Args:
+        seed: Of the draw.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    @override
+    def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
+        drawn = hashlib.sha256(f"{self.seed} {step}".encode()).digest()
+        return [int.from_bytes(drawn[:8], "little") % len(epochs)]
+
+
+class Progressive(TeacherSchedule):
+    """One teacher after another in the order of their training, each for an equal part of the student's.
+
+    Args:
+        cumulative: Whether the earlier ones stay when the next one comes.
+    """
+
+    needs_length = True
+
+    def __init__(self, cumulative: bool = False) -> None:
+        self.cumulative = cumulative
+
+    @override
+    def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
+        in_order = sorted(range(len(epochs)), key=lambda place: epochs[place])
+        current = min(int(part * len(epochs)), len(epochs) - 1)
+        return in_order[: current + 1] if self.cumulative else [in_order[current]]
+
+
+class Route(TeacherSchedule):
+    """One teacher at a time, by a table.
+
+    Args:
+        stages: From an epoch of the student on (from 0, which must be there), the teacher of that epoch of its own
+            training: ``{0: 5, 10: 19}``.
+
+    Raises:
+        ArgumentError: If nobody teaches in epoch 0.
+    """
+
+    def __init__(self, stages: Mapping[int, int]) -> None:
+        self.stages = {int(start): int(teacher) for start, teacher in stages.items()}
+        if 0 not in self.stages or min(self.stages) < 0:
+            raise ArgumentError(f"stages={self.stages} should start with the student's epoch 0.")
+
+    @override
+    def check(self, epochs: Sequence[int]) -> None:
+        missing = sorted(set(self.stages.values()) - set(epochs))
+        if missing:
+            raise ArgumentError(
+                f"stages={self.stages} names the epochs {missing}, but the teachers are of {sorted(epochs)}. Name "
+                "these, or choose others with choice=."
+            )
+
+    @override
+    def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
+        start = max(start for start in self.stages if start <= epoch)
+        return [list(epochs).index(self.stages[start])]

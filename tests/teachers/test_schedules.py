@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from lightning_ckptkd import ArgumentError
+from lightning_ckptkd.teachers import Progressive, RandomTeacher, Route
+
+EPOCHS = [9, 2, 5]  # the best first, as a selection gives them
+
+
+def test_one_at_random_each_step() -> None:
+    schedule = RandomTeacher(seed=1)
+    drawn = [schedule.teachers(EPOCHS, step, 0, 0.0) for step in range(3000)]
+    counts = Counter(place for (place,) in drawn)
+    assert set(counts) == {0, 1, 2}
+    assert all(900 < count < 1100 for count in counts.values())
+    again = RandomTeacher(seed=1)
+    assert [again.teachers(EPOCHS, step, 3, 0.5) for step in range(3000)] == drawn
+    assert [RandomTeacher(seed=2).teachers(EPOCHS, step, 0, 0.0) for step in range(3000)] != drawn
+
+
+@pytest.mark.parametrize(
+    ("cumulative", "expected"),
+    [(False, [[1], [1], [2], [2], [0], [0]]), (True, [[1], [1], [1, 2], [1, 2], [1, 2, 0], [1, 2, 0]])],
+)
+def test_progressive_in_the_order_of_training(cumulative: bool, expected: list[list[int]]) -> None:
+    schedule = Progressive(cumulative)
+    assert [schedule.teachers(EPOCHS, 0, 0, part) for part in (0, 0.3, 0.34, 0.6, 0.67, 1.0)] == expected
+
+
+def test_a_route() -> None:
+    schedule = Route({0: 5, 2: 9})
+    schedule.check(EPOCHS)
+    assert [schedule.teachers(EPOCHS, 0, epoch, 0.0) for epoch in range(4)] == [[2], [2], [0], [0]]
+    with pytest.raises(ArgumentError, match=r"names the epochs \[5\], but the teachers are of \[2, 9\]"):
+        schedule.check([2, 9])
+    with pytest.raises(ArgumentError, match=r"stages=.1: 5. should start with the student's epoch 0"):
+        Route({1: 5})
