@@ -99,7 +99,7 @@ class DistillationModule(LightningModule):
         choice: str | list[int] | None = None,
         alpha: float = 0.5,
         temperature: float = 5.0,
-        kd_loss: KDFunction | None = None,
+        kd_loss: nn.Module | KDFunction | None = None,
         schedule: TeacherSchedule | None = None,
         kd_from_epoch: int = 0,
         kd_until_epoch: int | None = None,

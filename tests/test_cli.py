@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_ckptkd import ArgumentError, SnapshotStore
 from lightning_ckptkd.cli import main, run
+from lightning_ckptkd.losses import DKDLoss
 from lightning_ckptkd.snapshots import Selection
 from tests.projects import DigitsData, Project, make_trainer
 
@@ -54,6 +55,18 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distill_config(fitted: Path, tmp_path: Path) -> str:
     model = {"init_args": {"student": STUDENT, "teacher": TEACHER, "snapshots": str(fitted / "snapshots")}}
     return config(tmp_path, "distill", {"class_path": "lightning_ckptkd.DistillationModule", **model})
+
+
+def test_losses_and_schedules_in_yaml(distill_config: str, fitted: Path) -> None:
+    words = ["--model.kd_loss=lightning_ckptkd.losses.DKDLoss", "--model.kd_loss.beta=2"]
+    words += ["--model.schedule=lightning_ckptkd.teachers.Route", "--model.schedule.stages={0: 1}"]
+    module = main(["distill", "--config", distill_config, "--model.choice=[0, 1]", *words]).model
+    assert isinstance(module.kd_loss, DKDLoss) and module.kd_loss.beta == 2
+    assert module._schedule.stages == {0: 1}
+    by_function = ["--model.kd_loss=torch.nn.functional.mse_loss"]
+    with pytest.raises(SystemExit) as printed:
+        main(["distill", "--config", distill_config, *by_function, "--print_config"])
+    assert printed.value.code == 0
 
 
 def test_fit_in_yaml(fitted: Path) -> None:

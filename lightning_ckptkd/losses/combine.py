@@ -41,7 +41,7 @@ def normalised_weights(weights: Tensor | None, teacher_logits: Tensor) -> Tensor
         values = weights.detach().double()
         if not ((values >= 0).all() and values.isfinite().all() and values.any()):
             raise ArgumentError(f"weights should be finite, 0 or more, and not all 0, got {values.tolist()}.")
-    weights = at_least_float32(weights)
+    weights = weights.to(torch.promote_types(weights.dtype, dtype))
     return (weights / weights.sum()).to(teacher_logits.device, dtype)
 
 

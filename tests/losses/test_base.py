@@ -23,8 +23,8 @@ from lightning_ckptkd.losses import (
 
 LOSSES = [KDLoss, DKDLoss, DISTLoss, MSELoss]
 TARGET = torch.tensor([0, 3, 4, 2, 0, 1])
-WEIGHTS = torch.tensor([1.0, 2.0, 5.0])
-SHARES = (1 / 8, 2 / 8, 5 / 8)
+WEIGHTS = torch.tensor([1.0, 2.0, 4.0])
+SHARES = (1 / 7, 2 / 7, 4 / 7)
 
 
 def logits(seed: int, *shape: int) -> Tensor:
@@ -47,7 +47,7 @@ def pair(loss: type[LogitLoss], student: Tensor, teacher: Tensor) -> float:
 def test_the_three_combinations_by_loops(loss: type[LogitLoss], weights: Tensor | None) -> None:
     student, teachers = logits(0, 6, 5), logits(1, 3, 6, 5)
     shares = (1 / 3,) * 3 if weights is None else SHARES
-    expected = {}
+    expected: dict[str, float] = {}
     mean = np.zeros((6, 5))
     for share, teacher in zip(shares, teachers.numpy(), strict=True):
         mean += share * teacher
@@ -92,7 +92,7 @@ def test_half_precision_and_autocast_are_computed_in_float32(loss: type[LogitLos
     module = loss(4.0, combine)
     student, teachers = logits(0, 6, 5).bfloat16(), logits(1, 3, 6, 5).bfloat16()
     expected = float(module(student.double(), teachers.double(), TARGET, WEIGHTS.double()))
-    weights = torch.tensor([1.0, 2.0, 5.0]).bfloat16()
+    weights = WEIGHTS.bfloat16()
     found = module(student, teachers, TARGET, weights)
     with torch.autocast("cpu", torch.bfloat16):
         cast = [module(student, teachers, TARGET, weights), module(student.float(), teachers.float(), TARGET, weights)]
@@ -140,6 +140,8 @@ def test_bad_shapes(combine: str) -> None:
             module(student, bad)
     with pytest.raises(ArgumentError, match=r"student_logits should have .* they have \(5,\)"):
         module(student[0], student)
+    with pytest.raises(ArgumentError, match=r"student_logits should have .* they have \(6, 5, 2\)"):
+        module(logits(0, 6, 5, 2), logits(1, 3, 6, 5, 2))
     with pytest.raises(ArgumentError, match=r"one teacher or more, got none"):
         module(student, logits(1, 0, 6, 5))
     with pytest.raises(ArgumentError, match=r"weights should be one for each teacher, of shape \(3,\)"):

@@ -57,11 +57,11 @@ def test_large_logits() -> None:
 
 
 def test_half_precision_logits_are_combined_in_float32() -> None:
-    logits = teachers().bfloat16()
+    logits, weights = teachers().bfloat16(), torch.tensor([1.0, 2.0, 4.0, 6.0])
     for how in ("logits", "probabilities"):
-        found = combine_logits(logits, how, 3.0, WEIGHTS.bfloat16())
+        found = combine_logits(logits, how, 3.0, weights.bfloat16())
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, combine_logits(logits.double(), how, 3.0, WEIGHTS).float())
+        torch.testing.assert_close(found, combine_logits(logits.double(), how, 3.0, weights).float())
 
 
 def test_bad_arguments() -> None:

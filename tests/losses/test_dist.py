@@ -102,6 +102,14 @@ def test_tiny_probabilities_give_finite_gradients_in_float32(exponent: int) -> N
     assert 0 < loss.item() < 4
 
 
+def test_a_class_whose_squared_probabilities_underflow_counts_as_constant() -> None:
+    student = logits(0, 6, 4).float()
+    student[:, 1] -= 50
+    assert float(dist_loss(student, student, 1.0, 0.0, 1.0)) == pytest.approx(1 / 4, abs=1e-6)
+    student = student.double()
+    assert float(dist_loss(student, student, 1.0, 0.0, 1.0)) == pytest.approx(0, abs=1e-12)
+
+
 def test_zero_where_probabilities_are_proportional_up_to_a_constant() -> None:
     student = logits(0, 6, 5)
     assert float(dist_loss(student, student + 2, 4.0)) == pytest.approx(0, abs=1e-12)

@@ -122,6 +122,13 @@ def test_half_precision_features_are_compared_in_float32() -> None:
     assert loss.bfloat16()(*maps).dtype == torch.float32
 
 
+def test_half_precision_maps_are_resized_in_float32() -> None:
+    maps = features(0, 2, 3, 4, 4).bfloat16(), features(1, 2, 3, 2, 7).bfloat16()
+    loss = set_projector(FeatureLoss(3, 3, spatial=True), torch.eye(3), torch.zeros(3))
+    exact = loss(*maps).item()
+    assert loss.bfloat16()(*maps).item() == pytest.approx(exact, rel=1e-5)
+
+
 def test_bad_arguments() -> None:
     for dims in ((0, 3), (3, 0)):
         with pytest.raises(ArgumentError, match=rf"{'student_dim' if dims[0] == 0 else 'teacher_dim'} should be 1 or"):
