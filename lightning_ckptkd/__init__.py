@@ -8,7 +8,14 @@ student on the chosen ones. The folder is all that they share.
 from importlib.metadata import version
 
 from lightning_ckptkd.distillation import DistillationModule
-from lightning_ckptkd.errors import ArgumentError, CkptKDError, SelectionError, SnapshotError, TeacherError
+from lightning_ckptkd.errors import (
+    ArgumentError,
+    CacheError,
+    CkptKDError,
+    SelectionError,
+    SnapshotError,
+    TeacherError,
+)
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import StudentProxy
 from lightning_ckptkd.selector import MISelector
@@ -18,6 +25,7 @@ __version__ = version("lightning-ckptkd")
 
 __all__ = [
     "ArgumentError",
+    "CacheError",
     "CheckpointHarvester",
     "CkptKDError",
     "DistillationModule",

@@ -19,3 +19,7 @@ class SelectionError(CkptKDError, RuntimeError):
 
 class TeacherError(CkptKDError, RuntimeError):
     """A snapshot does not fit the teacher, or the teacher does not fit the student."""
+
+
+class CacheError(CkptKDError, RuntimeError):
+    """A cache of teachers' logits is damaged, not filled, or belongs to other teachers or data."""

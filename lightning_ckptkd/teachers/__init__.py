@@ -1,19 +1,33 @@
-"""Teachers: which snapshots teach and when, the frozen ensemble that they become, and how it runs fast."""
+"""Teachers: which snapshots teach and when, the frozen ensemble that they become, and the cache of its logits."""
 
+from lightning_ckptkd.teachers.cache import LogitCache
+from lightning_ckptkd.teachers.cache_key import CacheKey, fingerprint
 from lightning_ckptkd.teachers.calibration import calibrate, check_acceleration
 from lightning_ckptkd.teachers.choice import choose_teachers, weigh_teachers
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath
+from lightning_ckptkd.teachers.filling import fill
 from lightning_ckptkd.teachers.schedules import Progressive, RandomTeacher, Route, TeacherSchedule
+from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views, ViewSample, ViewSampler, view_loader
 
 __all__ = [
+    "CacheKey",
+    "CollateViews",
+    "LogitCache",
     "Progressive",
     "RandomTeacher",
     "Route",
     "TeacherEnsemble",
     "TeacherPath",
     "TeacherSchedule",
+    "ViewBatch",
+    "ViewSample",
+    "ViewSampler",
+    "Views",
     "calibrate",
     "check_acceleration",
     "choose_teachers",
+    "fill",
+    "fingerprint",
+    "view_loader",
     "weigh_teachers",
 ]

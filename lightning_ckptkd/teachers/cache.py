@@ -1,0 +1,288 @@
+"""The cache of the teachers' logits: a folder of chunks, so that teachers run once and not once an epoch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Self
+
+from lightning_ckptkd.errors import ArgumentError, CacheError, SnapshotError, TeacherError
+from lightning_ckptkd.snapshots.fields import Fields
+from lightning_ckptkd.snapshots.folders import LocalFolder, open_folder, run_tag
+from lightning_ckptkd.teachers.cache_key import CacheKey
+from lightning_ckptkd.teachers.chunk_file import ChunkSpec, chunk_parts, map_verified, read_classes
+from lightning_ckptkd.teachers.logit_codec import decode, encode
+
+#: Items a chunk.
+CHUNK = 4096
+
+INDEX_NAME = "cache.json"
+_FORMAT, _VERSION = "lightning_ckptkd.logit_cache", 1
+
+
+class LogitCache:
+    """The logits of M teachers on the n * V items of a dataset, on disk.
+
+    ``cache.json`` says what the logits depend on and is written first; then one file for each chunk of items, whole
+    or not at all. What is read was verified, is mapped and not loaded, and never unpickled.
+
+    Use :meth:`open`, then ``filling.fill``, then :meth:`verify`, then :meth:`read`.
+
+    Attributes:
+        key: What the logits depend on.
+        chunk_items: Items a chunk; the last may have fewer.
+    """
+
+    def __init__(self, folder: LocalFolder, key: CacheKey, chunk_items: int) -> None:
+        self._folder, self.key, self.chunk_items = folder, key, chunk_items
+        self._digest = key.digest()
+        self._classes: int | None = None
+        self._tag: str | None = None  # marks this process's temporary files, while it fills
+        self._chunks: list[dict[str, NDArray[Any]]] | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path, key: CacheKey, chunk_items: int = CHUNK) -> Self:
+        """Open a cache, or make one where the folder has none.
+
+        Args:
+            folder: On this machine's file system; several ranks may open it at once.
+            key: What the logits depend on.
+            chunk_items: Items a chunk of a new cache; one that exists keeps its own.
+
+        Raises:
+            ArgumentError: If the folder is not local, or ``chunk_items`` is below 1.
+            CacheError: If the folder has a cache for something else, or an index that can't be read.
+            SnapshotError: If the folder can't be written.
+        """
+        if chunk_items < 1:
+            raise ArgumentError(f"chunk_items should be 1 or more, got {chunk_items}.")
+        place = open_folder(folder)
+        if not isinstance(place, LocalFolder):
+            raise ArgumentError(f"{folder}: a cache of logits is mapped into memory. Give a local folder.")
+        if place.exists(INDEX_NAME):
+            return cls(place, key, _read_index(place, key))
+        place.make()
+        document = {"format": _FORMAT, "version": _VERSION, "chunk_items": chunk_items, "key": key.document()}
+        place.write_json(INDEX_NAME, document, run_tag(key.digest()))
+        return cls(place, key, chunk_items)
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.key.num_items // self.chunk_items)
+
+    @property
+    def num_classes(self) -> int:
+        """K, which is known as soon as there is a chunk.
+
+        Raises:
+            CacheError: If there is none yet.
+        """
+        if self._classes is None:
+            raise CacheError(f"{self._folder} has no chunk yet. Fill it first.")
+        return self._classes
+
+    def items(self, chunk: int) -> range:
+        """The items of a chunk."""
+        return range(chunk * self.chunk_items, min((chunk + 1) * self.chunk_items, self.key.num_items))
+
+    def missing(self, rank: int = 0, num_ranks: int = 1) -> list[int]:
+        """The chunks that a rank has still to fill; of ``num_ranks`` ranks, each has every num_ranks-th.
+
+        Headers and sizes of those that exist are checked, their content is by :meth:`verify`.
+
+        Raises:
+            CacheError: If a file is damaged or belongs to another cache.
+        """
+        missing = []
+        for chunk in range(rank, self.num_chunks, num_ranks):
+            if self._folder.exists(self._name(chunk)):
+                self._set_classes(read_classes(self._path(chunk), self._spec(chunk)), chunk)
+            else:
+                missing.append(chunk)
+        return missing
+
+    @contextlib.contextmanager
+    def filling(self, rank: int = 0) -> Iterator[None]:
+        """Within the block, this process may write the chunks of a rank, and no other process may.
+
+        What a killed process of the same rank left is cleaned.
+
+        Raises:
+            SnapshotError: If another process fills the same rank's share.
+        """
+        lock = LocalFolder(self._folder.path / f"rank-{rank}")
+        lock.make()
+        with lock.lock(self._digest):
+            self._tag = run_tag(f"{self._digest} {rank}")
+            self._folder.clean(self._tag, lambda _: False)
+            try:
+                yield
+            finally:
+                self._tag = None
+
+    def write(self, chunk: int, logits: Tensor, checksums: Tensor) -> None:
+        """Write one chunk, whole or not at all; within :meth:`filling`.
+
+        Args:
+            chunk: Its number.
+            logits: Shape (rows, M, K), where the rows are ``items(chunk)``.
+            checksums: Shape (rows,): the items' samples.
+
+        Raises:
+            ArgumentError: If shapes do not fit, top_k is more than K, or a logit is beyond fp16.
+            TeacherError: If a logit is not finite; names the item and the teacher.
+            SnapshotError: If the file can't be written, as on a full disk; the other chunks stay.
+        """
+        if self._tag is None:
+            raise ArgumentError("A cache is written within `with cache.filling(rank):`, which keeps others out.")
+        items, teachers = self.items(chunk), len(self.key.teachers)
+        fits = logits.dim() == 3 and logits.shape[:2] == (len(items), teachers) and logits.shape[2] > 0
+        if not fits or checksums.shape != (len(items),):
+            raise ArgumentError(
+                f"Chunk {chunk} needs logits ({len(items)}, {teachers}, K) and checksums ({len(items)},), got "
+                f"{tuple(logits.shape)} and {tuple(checksums.shape)}."
+            )
+        logits = logits.detach().to("cpu", torch.float32)
+        self._check_finite(items, logits)
+        tensors = encode(logits, self.key.dtype, self.key.top_k)
+        self._set_classes(logits.shape[2], chunk)
+        tensors = {"checksums": checksums.to("cpu", torch.long), **tensors}
+        parts = chunk_parts(self._spec(chunk), logits.shape[2], tensors)
+        self._folder.write(self._name(chunk), parts, self._tag)
+        self._chunks = None
+
+    def verify(self) -> None:
+        """Check every chunk's header, size and SHA-256, and map it: afterwards the cache can be read.
+
+        Raises:
+            CacheError: If a chunk is missing, damaged or belongs to another cache.
+        """
+        self._chunks = None
+        chunks = []
+        for chunk in range(self.num_chunks):
+            classes, tensors = map_verified(self._path(chunk), self._spec(chunk))
+            self._set_classes(classes, chunk)
+            chunks.append(tensors)
+        self._chunks = chunks
+
+    def read(self, items: Tensor) -> Tensor:
+        """The teachers' logits on some items.
+
+        Args:
+            items: Shape (B,), in any order; on a GPU, reading waits for it.
+
+        Returns:
+            fp32 on the CPU, shape (M, B, K).
+
+        Raises:
+            ArgumentError: If an item is not in the cache.
+            CacheError: If the cache was not verified.
+        """
+        names = [name for name in self._verified()[0] if name != "checksums"]
+        return decode(self._gather(items, names), self.num_classes)
+
+    def checksums(self, items: Tensor) -> Tensor:
+        """The checksums (B,) of some items (B,), int64, on the CPU; errors as :meth:`read`."""
+        return self._gather(items, ["checksums"])["checksums"]
+
+    def check(self, items: Tensor, checksums: Tensor) -> None:
+        """Check that samples are those that the teachers saw.
+
+        Args:
+            items: Shape (B,).
+            checksums: Shape (B,): what the samples hash to now.
+
+        Raises:
+            CacheError: If one differs; names the sample and the view. Also as :meth:`read`.
+        """
+        wrong = (self.checksums(items) != checksums.cpu()).nonzero()
+        if len(wrong):
+            sample, view = divmod(int(items[int(wrong[0])]), self.key.views)
+            raise CacheError(
+                f"Sample {sample} (view {view}) is not the one whose logits are in {self._folder}: the dataset or its "
+                "transforms changed since, or they draw from a generator that is not seeded (one of their own). "
+                f"Use Python's, NumPy's or torch's global generator, and delete {self._folder} to fill it again."
+            )
+
+    def _gather(self, items: Tensor, names: list[str]) -> dict[str, Tensor]:
+        chunks = self._verified()
+        wanted = items.cpu().numpy()
+        if wanted.ndim != 1 or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.key.num_items):
+            raise ArgumentError(f"items should be of shape (B,), from 0 to {self.key.num_items - 1}.")
+        order = numpy.argsort(wanted, kind="stable")
+        numbers, rows = numpy.divmod(wanted[order], self.chunk_items)
+        present, starts = numpy.unique(numbers, return_index=True)
+        pieces = list(zip(present.tolist(), numpy.split(rows, starts[1:]), strict=False))  # none of no items
+        gathered = {}
+        for name in names:
+            first = chunks[0][name]
+            values = numpy.empty((len(wanted), *first.shape[1:]), first.dtype)
+            if pieces:
+                values[order] = numpy.concatenate([chunks[chunk][name][picked] for chunk, picked in pieces])
+            gathered[name] = torch.from_numpy(values)
+        return gathered
+
+    def _verified(self) -> list[dict[str, NDArray[Any]]]:
+        if self._chunks is None:
+            raise CacheError(f"{self._folder} is read only after verify(), which finds what is damaged.")
+        return self._chunks
+
+    def _check_finite(self, items: range, logits: Tensor) -> None:
+        wrong = (~logits.isfinite()).nonzero()
+        if len(wrong):
+            row, teacher, label = wrong[0].tolist()
+            sample, view = divmod(items[row], self.key.views)
+            raise TeacherError(
+                f"Teacher {teacher} (SHA-256 {self.key.teachers[teacher][:16]}…) gives {logits[row, teacher, label]} "
+                f"for class {label} of item {items[row]} (sample {sample}, view {view}). Choose another teacher, or "
+                "mend the sample."
+            )
+
+    def _set_classes(self, classes: int, chunk: int) -> None:
+        if self._classes is None:
+            self._classes = classes
+        elif self._classes != classes:
+            raise CacheError(
+                f"{self._path(chunk)} has {classes} classes and others have {self._classes}: the teachers' network "
+                f"changed. Delete {self._folder}; it is filled again."
+            )
+
+    def _name(self, chunk: int) -> str:
+        return f"chunk-{chunk:06d}.safetensors"
+
+    def _path(self, chunk: int) -> Path:
+        return self._folder.path / self._name(chunk)
+
+    def _spec(self, chunk: int) -> ChunkSpec:
+        key = self.key
+        return ChunkSpec(self._digest, chunk, len(self.items(chunk)), len(key.teachers), key.dtype, key.top_k)
+
+
+def _read_index(folder: LocalFolder, key: CacheKey) -> int:
+    """Items a chunk, of a cache that must be for this key."""
+    try:
+        fields = Fields(folder.read_json(INDEX_NAME), folder / INDEX_NAME)
+        fields.header(_FORMAT, _VERSION)
+        chunk_items, cached = fields.natural("chunk_items"), fields.plain("key")
+    except SnapshotError as error:
+        raise CacheError(
+            f"The index of a cache of logits can't be used: {error} Delete the folder {folder}, and it is filled "
+            "again, or give another."
+        ) from error
+    differences = key.differences(cached)
+    if differences:
+        raise CacheError(
+            f"{folder} holds the logits of something else ({'; '.join(differences)}). Nothing was changed there. Give "
+            "another folder for this cache, or delete that one."
+        )
+    if chunk_items < 1:
+        raise CacheError(f"{folder / INDEX_NAME} says chunks of {chunk_items} items. Delete the folder {folder}.")
+    return chunk_items

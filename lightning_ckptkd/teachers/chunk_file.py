@@ -1,0 +1,172 @@
+"""One chunk of cached logits: a safetensors file whose header says what it belongs to and what it hashes to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from lightning_ckptkd.errors import CacheError
+from lightning_ckptkd.snapshots.folders import Part
+from lightning_ckptkd.teachers.logit_codec import Layout, stored_layout
+
+_CODES = {torch.float16: "F16", torch.float32: "F32", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
+_SHA256, _CLASSES = re.compile(r"[0-9a-f]{64}"), re.compile(r"[1-9][0-9]{0,9}")
+_MAX_HEADER_BYTES = 2**16
+_BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ChunkSpec:
+    """All that decides a chunk's header but for the number of classes and the hash.
+
+    Attributes:
+        key: Hash of the cache's key.
+        chunk: The chunk's number.
+        rows: Number of items in it.
+        teachers: M.
+        dtype: A key of ``STORED_LOGITS``.
+        top_k: How many logits are stored; None for all.
+    """
+
+    key: str
+    chunk: int
+    rows: int
+    teachers: int
+    dtype: str
+    top_k: int | None
+
+    def layout(self, classes: int) -> Layout:
+        """Name to type and shape of the file's tensors, the widest types first, so that each is aligned."""
+        stored = stored_layout(self.rows, self.teachers, classes, self.dtype, self.top_k)
+        layout: Layout = {"checksums": (torch.int64, (self.rows,)), **stored}
+        return dict(sorted(layout.items(), key=lambda entry: -entry[1][0].itemsize))
+
+    def header(self, classes: int, sha256: str) -> tuple[bytes, int]:
+        """The file's first part, as safetensors has it, and the number of bytes that follow."""
+        metadata = {"key": self.key, "chunk": str(self.chunk), "classes": str(classes), "sha256": sha256}
+        document: dict[str, Any] = {"__metadata__": metadata}
+        start = 0
+        for name, (dtype, shape) in self.layout(classes).items():
+            stop = start + math.prod(shape) * dtype.itemsize
+            document[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+            start = stop
+        text = json.dumps(document, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text, start
+
+
+def chunk_parts(spec: ChunkSpec, classes: int, tensors: Mapping[str, Tensor]) -> list[Part]:
+    """The file, in pieces that follow each other.
+
+    Args:
+        spec: What chunk it is.
+        classes: K.
+        tensors: On the CPU, as ``spec.layout(classes)`` says.
+    """
+    layout = spec.layout(classes)
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()} == layout
+    data = [tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in layout]
+    sha256 = _hash_of_header(spec, classes)
+    for part in data:
+        sha256.update(part)
+    return [spec.header(classes, sha256.hexdigest())[0], *data]
+
+
+def read_classes(path: Path, spec: ChunkSpec) -> int:
+    """The number of classes K of a chunk, whose header and size are checked, but not its content.
+
+    Raises:
+        CacheError: If the file is missing, not a regular file, of another size or not this chunk.
+    """
+    with _opened(path) as descriptor:
+        return _read_header(path, descriptor, spec)[0]
+
+
+def map_verified(path: Path, spec: ChunkSpec) -> tuple[int, dict[str, NDArray[Any]]]:
+    """K, and the chunk's tensors by name; they are mapped, so that only what is touched takes memory.
+
+    The content is hashed first, a block at a time, through the same open file.
+
+    Raises:
+        CacheError: As :func:`read_classes`, and if the content is not what it was when written.
+    """
+    with _opened(path) as descriptor:
+        classes, sha256 = _read_header(path, descriptor, spec)
+        found = _hash_of_header(spec, classes)
+        block = bytearray(_BLOCK_BYTES)
+        while count := os.readv(descriptor, [block]):
+            found.update(memoryview(block)[:count])
+        if found.hexdigest() != sha256:
+            raise _damaged(path, "does not have the SHA-256 that it was written with")
+        try:
+            with safe_open(f"/proc/self/fd/{descriptor}", "pt") as file:  # the file that was hashed, whatever its name
+                return classes, {name: file.get_tensor(name).numpy() for name in spec.layout(classes)}
+        except Exception as error:  # the library's error type is not part of its interface
+            raise _damaged(path, f"is not a safetensors file ({error})") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise CacheError(f"{path} is missing: the cache is not filled. Fill it first.") from None
+    except OSError as error:
+        raise _damaged(path, f"can't be opened ({error.strerror})") from None
+    try:
+        yield descriptor
+    except OSError as error:
+        raise _damaged(path, f"can't be read ({error.strerror})") from error
+    finally:
+        os.close(descriptor)
+
+
+def _read_header(path: Path, descriptor: int, spec: ChunkSpec) -> tuple[int, str]:
+    """K and the SHA-256 of the content; the descriptor stands at the content afterwards.
+
+    Nothing in the header is believed: it must be, byte for byte, what is written for such a chunk.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _damaged(path, "is not a regular file")
+    start = os.read(descriptor, 8)
+    length = int.from_bytes(start, "little")
+    header = os.read(descriptor, min(length, _MAX_HEADER_BYTES))
+    try:
+        metadata = dict(json.loads(header)["__metadata__"])
+        classes, sha256 = str(metadata["classes"]), str(metadata["sha256"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _damaged(path, "has no header that can be read") from None
+    if metadata.get("key") != spec.key or metadata.get("chunk") != str(spec.chunk):
+        raise _damaged(path, f"holds another chunk than number {spec.chunk} of this cache")
+    if not _CLASSES.fullmatch(classes) or not _SHA256.fullmatch(sha256):
+        raise _damaged(path, "has a header that was changed")
+    expected, size = spec.header(int(classes), sha256)
+    if start + header != expected:
+        raise _damaged(path, "has a header that was changed")
+    if status.st_size != len(expected) + size:
+        raise _damaged(path, f"has {status.st_size} bytes instead of {len(expected) + size}: it was cut or extended")
+    return int(classes), sha256
+
+
+def _hash_of_header(spec: ChunkSpec, classes: int) -> Any:
+    return hashlib.sha256(spec.header(classes, "")[0])
+
+
+def _damaged(path: Path, what: str) -> CacheError:
+    return CacheError(f"{path} {what}, so it is not used. Delete that file; it is filled again.")

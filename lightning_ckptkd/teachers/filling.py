@@ -1,0 +1,156 @@
+"""Filling the cache: the teachers run once over the items that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError, TeacherError
+from lightning_ckptkd.ranks import current_rank, num_ranks
+from lightning_ckptkd.seeding import keep_random_state
+from lightning_ckptkd.teachers.cache import LogitCache
+from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # logits (N, M, K) and checksums (N,), on the CPU
+
+
+@torch.no_grad()
+def fill(
+    cache: LogitCache,
+    views: Views,
+    teachers: Callable[[Tensor], Tensor],
+    unpack: Callable[[Any], tuple[Tensor, Tensor]],
+    collate_fn: Callable[[list[Any]], Any],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    rank: int | None = None,
+    ranks: int | None = None,
+    worker_init_fn: Callable[[int], None] | None = None,
+    multiprocessing_context: Any = None,
+) -> int:
+    """Run the teachers over this rank's missing items, in order, and write each chunk as soon as it is whole.
+
+    What a chunk's file holds stays, whatever ends this; the next call goes on behind it. The process's random states
+    are afterwards as before, so that a training which finds the cache filled goes as one that fills it.
+
+    Args:
+        cache: Where the logits go.
+        views: The items.
+        teachers: Gives logits (M, N, K) of inputs (N, ...); already on ``device``.
+        unpack: X and Y of a collated batch.
+        collate_fn: The training dataloader's; it keeps samples in their order.
+        batch_size: Samples a batch.
+        num_workers: Processes that load samples.
+        device: Where the teachers are.
+        progress: Whether rank 0 shows a bar.
+        rank: Which share; None takes this process's.
+        ranks: Number of shares; None takes the number of processes.
+        worker_init_fn: As the training dataloader has it.
+        multiprocessing_context: Likewise.
+
+    Returns:
+        Number of items that were filled now.
+
+    Raises:
+        ArgumentError: If views and cache do not fit, or ``collate_fn`` draws random numbers.
+        CacheError: If a chunk that exists is damaged or belongs to another cache.
+        SnapshotError: If a chunk can't be written, or another process fills the same share.
+        TeacherError: If the teachers give no (M, N, K), or a logit is not finite.
+    """
+    rank = current_rank() if rank is None else rank
+    ranks = num_ranks() if ranks is None else ranks
+    key = cache.key
+    if (len(views), views.views, views.seed) != (key.num_items, key.views, key.seed):
+        raise ArgumentError(
+            f"The cache is for {key.num_items} items, {key.views} views a sample and seed {key.seed}; these views are "
+            f"{len(views)}, {views.views} and {views.seed}."
+        )
+    with cache.filling(rank), keep_random_state():
+        missing = cache.missing(rank, ranks)
+        if not missing:
+            return 0
+        items = _Items([cache.items(chunk) for chunk in missing])
+        loader = DataLoader(
+            views,
+            batch_size=batch_size,
+            sampler=items,
+            num_workers=num_workers,
+            collate_fn=CollateViews(collate_fn),
+            pin_memory=torch.device(device).type == "cuda",
+            worker_init_fn=worker_init_fn,
+            multiprocessing_context=multiprocessing_context if num_workers else None,
+        )
+        batches = _run(loader, teachers, unpack, torch.device(device), len(key.teachers))
+        rows = _Rows(batches)
+        with tqdm(
+            total=len(items), desc="Caching teachers' logits", unit="item", disable=not progress or rank > 0
+        ) as bar:
+            for chunk in missing:
+                count = len(cache.items(chunk))
+                cache.write(chunk, *rows.take(count))
+                bar.update(count)
+        return len(items)
+
+
+class _Items(Sampler[int]):
+    """Items of several ranges, one after another."""
+
+    def __init__(self, ranges: Sequence[range]) -> None:
+        self._ranges = ranges
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        for items in self._ranges:
+            yield from items
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ranges))
+
+
+class _Rows:
+    """Batches cut anew, into as many rows as are asked for."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """The next ``count`` rows: logits (count, M, K) and checksums (count,)."""
+        while sum(len(checksums) for _, checksums in self._held) < count:
+            self._held.append(next(self._batches))
+        logits, checksums = (torch.cat(pieces) for pieces in zip(*self._held, strict=True))
+        self._held = [(logits[count:], checksums[count:])] if len(checksums) > count else []
+        return logits[:count], checksums[:count]
+
+
+def _run(
+    loader: DataLoader[Any],
+    teachers: Callable[[Tensor], Tensor],
+    unpack: Callable[[Any], tuple[Tensor, Tensor]],
+    device: torch.device,
+    num_teachers: int,
+) -> Batches:
+    batch: ViewBatch
+    for batch in loader:
+        inputs = unpack(batch.batch)[0]
+        if len(inputs) != len(batch.items):
+            raise ArgumentError(
+                f"collate_fn makes {len(inputs)} inputs of {len(batch.items)} samples, so it is not known whose logits "
+                "are whose. Use one that keeps all samples, or train without the cache of teachers' logits."
+            )
+        logits = teachers(inputs.to(device, non_blocking=True))
+        if logits.dim() != 3 or logits.shape[:2] != (num_teachers, len(inputs)):
+            raise TeacherError(
+                f"The teachers give logits of shape {tuple(logits.shape)} instead of ({num_teachers}, {len(inputs)}, "
+                "K). Give the cache the teachers' hashes, one each."
+            )
+        yield logits.cpu().transpose(0, 1), batch.checksums
