@@ -20,6 +20,7 @@ from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import StudentProxy
 from lightning_ckptkd.selector import MISelector
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
+from lightning_ckptkd.teachers import TeacherCache
 
 __version__ = version("lightning-ckptkd")
 
@@ -34,6 +35,7 @@ __all__ = [
     "SnapshotError",
     "SnapshotStore",
     "StudentProxy",
+    "TeacherCache",
     "TeacherError",
     "harvest_checkpoints",
 ]

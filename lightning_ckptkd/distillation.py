@@ -28,6 +28,7 @@ from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, 
 from lightning_ckptkd.ranks import on_each_rank
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.teachers import (
+    TeacherCache,
     TeacherEnsemble,
     TeacherPath,
     TeacherSchedule,
@@ -36,6 +37,7 @@ from lightning_ckptkd.teachers import (
     choose_teachers,
     weigh_teachers,
 )
+from lightning_ckptkd.teachers.teacher_cache import CachedBatch, describe_network, pick, train_on_cache
 
 _CHECKPOINT_KEY = "lightning_ckptkd_teachers"
 _PATH_KEY = "lightning_ckptkd_teacher_path"
@@ -76,6 +78,7 @@ class DistillationModule(LightningModule):
         optimizer: Makes the optimiser; the default is the paper's.
         lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
         submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
+        cache: Run the teachers once, not once an epoch, and keep their logits on disk; see :class:`TeacherCache`.
         acceleration: How the teachers may run: ``auto`` times on the first batch what gives the plain loop's logits
             to 1e-5 (BatchNorm folded, channels last, compiled code where ten minutes of their time are ahead) and
             keeps the fastest; ``compile`` compiles in any case; ``none`` is the plain loop.
@@ -109,6 +112,7 @@ class DistillationModule(LightningModule):
         ),
         lr_scheduler: LRSchedulerCallable | None = None,
         submodule: str | None = None,
+        cache: TeacherCache | None = None,
         acceleration: str = "auto",
         bf16_teachers: bool = False,
         logits_key: str | int | None = None,
@@ -128,17 +132,21 @@ class DistillationModule(LightningModule):
             )
         check_acceleration(acceleration)
         snapshots = str(snapshots)  # a Path among the hyper-parameters would bar weights_only loading
-        self.save_hyperparameters(ignore=["student", "teacher", "kd_loss", "schedule", "optimizer", "lr_scheduler"])
+        self.save_hyperparameters(
+            ignore=["student", "teacher", "kd_loss", "schedule", "cache", "optimizer", "lr_scheduler"]
+        )
         self.student = student
         self.alpha = alpha
         self.kd_loss = KDLoss(temperature) if kd_loss is None else kd_loss
         self._schedule = schedule
+        self._cache_option = cache
         self._kd_epochs = range(kd_from_epoch, sys.maxsize if kd_until_epoch is None else kd_until_epoch)
         self.teachers: TeacherEnsemble | None = None
         self._teacher_files: list[dict[str, str]] = []
         self._teacher_path: TeacherPath | None = None  # None until they are calibrated
         self._known_path: TeacherPath | None = None
         self._teacher_epochs: list[int] = []
+        self._network = ""
         self._teacher_weights: Tensor | None = None
         self._load_teachers = partial(
             _load_teachers, snapshots, choice, teacher, teacher_weights, submodule=submodule, logits_key=logits_key
@@ -170,12 +178,29 @@ class DistillationModule(LightningModule):
             return
         self._teacher_files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in snapshots]
         self._teacher_epochs = [snapshot.epoch for snapshot in snapshots]
+        self._network = describe_network(self.teachers)  # before they are folded
         if self._schedule is not None:
             self._schedule.check(self._teacher_epochs)
 
     @override
     def on_fit_start(self) -> None:
         self._teacher_accuracy_logged.clear()
+        self._place_teachers()
+
+    @override
+    def on_train_start(self) -> None:
+        if self._cache_option is None or self.alpha == 1:
+            return
+        assert self.teachers is not None
+        self.teachers.to(self.device, torch.float32)  # whatever the student's precision is
+        train_on_cache(
+            self.trainer,
+            self._cache_option,
+            self._run_for_cache,
+            tuple(item["sha256"] for item in self._teacher_files),
+            self._network,
+            self.unpack_batch,
+        )
         self._place_teachers()
 
     @override
@@ -200,12 +225,15 @@ class DistillationModule(LightningModule):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        cached = None
+        if isinstance(batch, CachedBatch):
+            batch, cached = batch
         inputs, labels = self.unpack_batch(batch)
-        if self._teacher_path is None and self.alpha < 1 and self._trainer is not None:
-            self._calibrate(inputs)
         learns = self.alpha < 1 and self.current_epoch in self._kd_epochs
+        if learns and cached is None and self._teacher_path is None and self._trainer is not None:
+            self._calibrate(inputs, self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches)
         which = self._which() if learns else None
-        student, teachers = self._logits(inputs, labels, which, need_teachers=learns)
+        student, teachers = self._logits(inputs, labels, which, cached, need_teachers=learns)
         loss = self._loss(student, teachers, labels, which)
         self.log(
             "train_loss",
@@ -266,7 +294,7 @@ class DistillationModule(LightningModule):
 
     def _evaluate(self, batch: Any, stage: str, dataloader_idx: int) -> None:
         inputs, labels = self.unpack_batch(batch)
-        student, teachers = self._logits(inputs, labels, None, need_teachers=self.teachers is not None)
+        student, teachers = self._logits(inputs, labels, None, None, need_teachers=self.teachers is not None)
         pairs = {"acc": (student, labels)}
         if teachers is not None:
             loss = self._loss(student, teachers, labels, None)
@@ -299,14 +327,14 @@ class DistillationModule(LightningModule):
         return self._schedule.teachers(self._teacher_epochs, self.global_step, self.current_epoch, part)
 
     def _logits(
-        self, inputs: Tensor, labels: Tensor, which: list[int] | None, *, need_teachers: bool
+        self, inputs: Tensor, labels: Tensor, which: list[int] | None, cached: Tensor | None, *, need_teachers: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The student's logits (N, K) and the teachers' (M, N, K), checked against each other and the labels."""
         student: Tensor = self(inputs)
         teachers = None
         if need_teachers:
             assert self.teachers is not None, "setup() loads the teachers"
-            teachers = self.teachers(inputs, which)
+            teachers = self.teachers(inputs, which) if cached is None else pick(cached, which)
             if teachers.shape[1:] != student.shape:
                 raise TeacherError(
                     f"The student has {student.shape[1]} classes and the teachers ({', '.join(self.teachers.names)} of "
@@ -327,10 +355,16 @@ class DistillationModule(LightningModule):
         loss: Tensor = (1 - self.alpha) * self.kd_loss(student, teachers, labels, *weights)
         return loss + self.alpha * F.cross_entropy(student, labels) if self.alpha > 0 else loss
 
-    def _calibrate(self, inputs: Tensor) -> None:
+    def _run_for_cache(self, inputs: Tensor) -> Tensor:
+        assert self.teachers is not None and self._cache_option is not None
+        if self._teacher_path is None:
+            self._calibrate(inputs, self._cache_option.views * self.trainer.num_training_batches)
+        return self.teachers(inputs)
+
+    def _calibrate(self, inputs: Tensor, batches: float) -> None:
+        """Find the fastest path for so many batches."""
         assert self.teachers is not None
         options = self.hparams
-        batches = self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches
         found = calibrate(
             self.teachers,
             inputs,

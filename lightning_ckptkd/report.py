@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, JointChoice, Selection
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
+_SHARES = {"max": "share of the largest", "minmax": "share of the range", "entropy": "share of the entropy"}
 PICTURE_NAME = "selection.png"
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#666666"  # for colour-blind readers too
 
@@ -101,7 +102,7 @@ def draw_selection(selection: Selection, store: SnapshotStore) -> None:
     usable = [candidate for candidate in selection.candidates if candidate.excluded is None]
     chosen = [candidate for candidate in usable if candidate.file in selection.chosen]
     _draw_plane(figure, plane, usable, chosen, selection.joint)
-    _draw_course(course, usable, chosen, selection.rule)
+    _draw_course(course, usable, chosen, selection)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     store.folder.write(PICTURE_NAME, [buffer.getvalue()], store.manifest.tag)
@@ -174,12 +175,9 @@ def _draw_plane(
     figure.colorbar(drawn, ax=axes, label="epoch", ticks=MaxNLocator(integer=True))
 
 
-def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candidate], rule: str) -> None:
-    axes.set(
-        title=f"Over training, chosen by rule '{rule}'",
-        xlabel="epoch",
-        ylabel="share of the largest; accuracy",
-    )
+def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candidate], selection: Selection) -> None:
+    share = _SHARES.get(str(selection.settings.get("normalisation")), "normalised")
+    axes.set(title=f"Over training, chosen by rule '{selection.rule}'", xlabel="epoch", ylabel=f"{share}; accuracy")
     lines = (
         ("input_term", "I(X;F), normalised", _BLUE, "-"),
         ("label_term", "I(Y;F), normalised", _GREEN, "-"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NUM_FOLDS = 5  # of all estimators that are cross-fitted
+
 
 def assign_folds(num_samples: int, num_folds: int, seed: int) -> Tensor:
     """Put each sample into one of the folds, at random and in equal shares.

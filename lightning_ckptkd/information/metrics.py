@@ -9,10 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lightning_ckptkd.information.folds import NUM_FOLDS
 from lightning_ckptkd.information.gaussian import Moments, gaussian_information
 from lightning_ckptkd.information.label import TEMPERATURES, tempered_costs
-
-_NUM_FOLDS = 5
 
 
 class GaussianInformation(Metric):
@@ -41,7 +40,7 @@ class GaussianInformation(Metric):
             "ff": (feature_dimensions, feature_dimensions),
         }
         for name, shape in shapes.items():
-            self.add_state(name, torch.zeros(_NUM_FOLDS, *shape, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(NUM_FOLDS, *shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
     def update(self, x: Tensor, f: Tensor) -> None:
@@ -52,7 +51,7 @@ class GaussianInformation(Metric):
             f: Features, shape (N, Df).
         """
         folds = _next_folds(int(self._state("count").sum()), len(x), x.device)
-        for fold in range(_NUM_FOLDS):
+        for fold in range(NUM_FOLDS):
             moments = Moments.of(x[folds == fold], f[folds == fold])
             for name in ("count", "x", "f", "xx", "xf", "ff"):
                 self._state(name)[fold] += getattr(moments, name)
@@ -65,7 +64,7 @@ class GaussianInformation(Metric):
             ValueError: If there are too few samples.
         """
         names = ("count", "x", "f", "xx", "xf", "ff")
-        folds = [Moments(*(self._state(name)[fold] for name in names)) for fold in range(_NUM_FOLDS)]
+        folds = [Moments(*(self._state(name)[fold] for name in names)) for fold in range(NUM_FOLDS)]
         return torch.tensor(gaussian_information(folds), dtype=torch.float64)
 
     def _state(self, name: str) -> Tensor:
@@ -89,9 +88,9 @@ class HeadInformation(Metric):
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        costs = torch.zeros(_NUM_FOLDS, len(TEMPERATURES), dtype=torch.float64)
+        costs = torch.zeros(NUM_FOLDS, len(TEMPERATURES), dtype=torch.float64)
         self.add_state("costs", costs, dist_reduce_fx="sum")
-        self.add_state("labels", torch.zeros(_NUM_FOLDS, num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("labels", torch.zeros(NUM_FOLDS, num_classes, dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -157,4 +156,4 @@ class ConditionalInformation(Metric):
 
 def _next_folds(seen: int, count: int, device: torch.device) -> Tensor:
     """The folds of the next samples, after some that were seen."""
-    return (seen + torch.arange(count, device=device)) % _NUM_FOLDS
+    return (seen + torch.arange(count, device=device)) % NUM_FOLDS

@@ -14,7 +14,7 @@ from lightning_ckptkd.information.convolutional import (
     unit_range,
 )
 from lightning_ckptkd.information.features import Features
-from lightning_ckptkd.information.folds import assign_folds
+from lightning_ckptkd.information.folds import NUM_FOLDS, assign_folds
 from lightning_ckptkd.information.gaussian import gaussian_ceiling, gaussian_gains
 from lightning_ckptkd.information.inputs import pool_inputs, principal_components, within_classes
 from lightning_ckptkd.information.label import head_gains, label_entropy
@@ -25,7 +25,6 @@ from lightning_ckptkd.information.uncertainty import NUM_GROUPS, jackknife_error
 
 INPUT_ESTIMATORS = ("gaussian", "convolutional")
 LABEL_ESTIMATORS = ("head", "logistic", "convolutional")
-NUM_FOLDS = 5
 _MAX_COMPONENTS = 64
 _SAMPLES_PER_COMPONENT = 20
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from lightning_ckptkd.dataloaders import is_indexed, load_samples, sample_indices
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.folds import assign_folds
+from lightning_ckptkd.information.folds import NUM_FOLDS, assign_folds
 from lightning_ckptkd.information.label import accuracy, head_gains
 from lightning_ckptkd.information.probe import Probe
-from lightning_ckptkd.information.scoring import NUM_FOLDS, Term, num_groups
+from lightning_ckptkd.information.scoring import Term, num_groups
 from lightning_ckptkd.logits import get_logits
 from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks
 from lightning_ckptkd.seeding import seed_all

@@ -65,6 +65,8 @@ def select_snapshots(
         TeacherError: If a snapshot does not fit the module.
         ArgumentError: If the module or the probe does not suit the settings.
     """
+    if proxy is not None and data is None:
+        raise ArgumentError("student_proxy trains students and needs training data. Give a train= dataloader.")
     wanted = settings.num_teachers or 1
     if wanted > len(store.snapshots):
         raise SelectionError(too_few(store, wanted, len(store.snapshots), []))
@@ -94,8 +96,7 @@ def select_snapshots(
     if proxy is None:
         return selection
     assert module is not None and probe is not None
-    if data is None:
-        raise ArgumentError("student_proxy trains students and needs training data. Give a train= dataloader.")
+    assert data is not None
     on_rank_zero(lambda: selection.write(store))
     started = time.perf_counter()
     scorer = ProxyScorer(store, settings, proxy, module, probe, data, device)

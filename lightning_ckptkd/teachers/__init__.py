@@ -7,6 +7,7 @@ from lightning_ckptkd.teachers.choice import choose_teachers, weigh_teachers
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath
 from lightning_ckptkd.teachers.filling import fill
 from lightning_ckptkd.teachers.schedules import Progressive, RandomTeacher, Route, TeacherSchedule
+from lightning_ckptkd.teachers.teacher_cache import TeacherCache
 from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views, ViewSample, ViewSampler, view_loader
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Progressive",
     "RandomTeacher",
     "Route",
+    "TeacherCache",
     "TeacherEnsemble",
     "TeacherPath",
     "TeacherSchedule",

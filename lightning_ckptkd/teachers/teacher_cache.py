@@ -1,0 +1,186 @@
+"""Training on cached logits: the option, and how a Trainer's dataloader comes to give them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.ranks import on_each_rank
+from lightning_ckptkd.teachers.cache import LogitCache
+from lightning_ckptkd.teachers.cache_key import CacheKey, fingerprint
+from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
+from lightning_ckptkd.teachers.filling import fill
+from lightning_ckptkd.teachers.views import ViewBatch, Views, view_loader
+
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """Run the teachers once and keep their logits on disk, for the training samples of :class:`DistillationModule`.
+
+    Random augmentation is kept: each sample has ``views`` views, each drawn once under a seed of its own, and each
+    epoch trains on one of them. A cache is used only for the teachers, data, transforms and seed that it was made
+    for, and each sample is checked to be the one that the teachers saw. Samples times views times teachers times
+    classes times two bytes are needed on disk (four for ``fp32``).
+
+    Attributes:
+        dirpath: Folder of the cache, local and seen by all ranks; made if it is not there.
+        views: V, the number of views a sample; 1 draws the transforms once and for all.
+        dtype: What logits are stored as: ``fp16`` or ``fp32``.
+        top_k: Store the largest k logits a sample and teacher, and the sum of the others' probabilities; None: all.
+        seed: What the views are drawn by.
+    """
+
+    dirpath: str | Path
+    views: int = 1
+    dtype: str = "fp16"
+    top_k: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        CacheKey(("",), 1, (), self.views, self.seed, self.dtype, self.top_k)  # checks them
+
+
+class CachedBatch(NamedTuple):
+    """A batch of the user's, and the teachers' logits on it, shape (M, N, K)."""
+
+    batch: Any
+    logits: Tensor
+
+
+def describe_network(teachers: TeacherEnsemble) -> str:
+    """What the logits depend on besides the weights: architecture and where the logits are."""
+    parts = [f"{member!r} {teachers.logits_key}" for member in teachers.members]
+    names = sorted({type(member).__name__ for member in teachers.members})
+    return f"{', '.join(names)} {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def train_on_cache(
+    trainer: Trainer,
+    option: TeacherCache,
+    teachers: Callable[[Tensor], Tensor],
+    hashes: tuple[str, ...],
+    network: str,
+    unpack: Callable[[Any], tuple[Tensor, Tensor]],
+) -> None:
+    r"""Fill the cache where it is not whole, and let the Trainer's training dataloader give :class:`CachedBatch`\ es.
+
+    Every rank must call it when training starts: each fills its share.
+
+    Args:
+        trainer: Its training dataloader was made.
+        option: Where the cache is and what is in it.
+        teachers: Gives logits (M, N, K) of inputs on the Trainer's device.
+        hashes: SHA-256 of each teacher's weights.
+        network: As :func:`describe_network` has it, before the teachers were folded.
+        unpack: X and Y of a batch.
+
+    Raises:
+        ArgumentError: If the data can't be cached; says why.
+        CacheError: If the cache is of something else, or damaged.
+        SnapshotError: If it can't be written.
+    """
+    loader = _only_loader(trainer)
+    made = view_loader(loader, option.views, option.seed)
+    assert isinstance(made.dataset, Views)
+    views = made.dataset
+    key = CacheKey(
+        teachers=hashes,
+        samples=len(views) // option.views,
+        dataset=fingerprint(loader.dataset),
+        views=option.views,
+        seed=option.seed,
+        dtype=option.dtype,
+        top_k=option.top_k,
+        network=network,
+    )
+    bar = trainer.progress_bar_callback
+
+    def work() -> LogitCache:
+        cache = LogitCache.open(option.dirpath, key)
+        fill(
+            cache,
+            views,
+            teachers,
+            unpack,
+            loader.collate_fn,
+            batch_size=loader.batch_size or 1,
+            num_workers=loader.num_workers,
+            device=trainer.strategy.root_device,
+            progress=bar is not None and bool(getattr(bar, "is_enabled", True)),
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+        )
+        return cache
+
+    cache = on_each_rank(work)
+    on_each_rank(cache.verify)  # when all ranks have filled their shares
+    loop = trainer.fit_loop
+    assert loop._combined_loader is not None and loop._data_fetcher is not None
+    loop._combined_loader.flattened = [CachedLoader(made, cache)]
+    iter(loop._data_fetcher)  # the one that it has was made before
+
+
+class CachedLoader:
+    """A loader of views that gives the user's batches with the teachers' logits, all on the CPU.
+
+    Args:
+        loader: Gives a :class:`ViewBatch` for each batch.
+        cache: Filled and verified.
+    """
+
+    def __init__(self, loader: DataLoader[Any], cache: LogitCache) -> None:
+        self._loader, self._cache = loader, cache
+        self.dataset, self.sampler = loader.dataset, loader.sampler  # Lightning tells the sampler of each epoch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[CachedBatch]:
+        """The batches of one epoch.
+
+        Raises:
+            CacheError: If a sample is not the one that the teachers saw.
+        """
+        batch: ViewBatch
+        for batch in self._loader:
+            self._cache.check(batch.items, batch.checksums)
+            yield CachedBatch(batch.batch, self._cache.read(batch.items))
+
+
+def _only_loader(trainer: Trainer) -> DataLoader[Any]:
+    loop = trainer.fit_loop
+    assert loop._combined_loader is not None
+    loaders = loop._combined_loader.flattened
+    reason = None
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    changed = [hook for hook in _HOOKS if datamodule is not None and is_overridden(hook, datamodule)]
+    if len(loaders) != 1:
+        reason = f"there are {len(loaders)} training dataloaders. Give one"
+    elif changed:
+        reason = (
+            f"{type(datamodule).__name__} changes batches on their way to the device ({', '.join(changed)}), which the "
+            "teachers would not see. Do that in the dataset's transforms"
+        )
+    elif trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        reason = "the Trainer makes new dataloaders while it trains. Leave reload_dataloaders_every_n_epochs out"
+    if reason is not None:
+        raise ArgumentError(f"cache: {reason}, or train without cache=.")
+    found: DataLoader[Any] = loaders[0]
+    return found
+
+
+def pick(logits: Tensor, which: list[int] | None) -> Tensor:
+    """The logits of some teachers, of (M, N, K); None takes all."""
+    return logits if which is None else logits[torch.tensor(which, device=logits.device)]
