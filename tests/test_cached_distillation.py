@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Noisy(Dataset[Any]):
         return image + self.shift, self.labels[index]
 
 
-class Data(LightningDataModule):
+class Data(DigitsData):
     def __init__(self, dataset: Dataset[Any] | None = None, **options: Any) -> None:
         super().__init__()
         self.dataset = Noisy() if dataset is None else dataset
@@ -179,6 +179,11 @@ class Stream(IterableDataset[Any]):
         return iter(digits(0, 64))
 
 
+class Two(DigitsData):
+    def train_dataloader(self) -> Any:
+        return CombinedLoader([DataLoader(digits(0, 64), 32), DataLoader(digits(0, 64), 32)])
+
+
 class Late(Data):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return batch
@@ -186,11 +191,10 @@ class Late(Data):
 
 def test_data_that_can_not_be_cached(tmp_path: Path, harvest: Path) -> None:
     cache = TeacherCache(tmp_path / "cache")
-    loaders = CombinedLoader([DataLoader(digits(0, 64), 32), DataLoader(digits(0, 64), 32)])
     for data, message in (
         (Data(Stream(), shuffle=None), "reads a stream .*Give a map-style dataset"),
         (Late(), r"Late changes batches on their way to the device \(on_after_batch_transfer\)"),
-        (loaders, "there are 2 training dataloaders. Give one, or train without cache="),
+        (Two(), "there are 2 training dataloaders. Give one, or train without cache="),
     ):
         with pytest.raises(ArgumentError, match=message):
             distil(tmp_path, harvest, data, cache=cache)
