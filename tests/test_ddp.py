@@ -69,6 +69,17 @@ def test_the_same_student(roots: tuple[Path, Path]) -> None:
     assert results[1] == pytest.approx(results[0], abs=0.011)
 
 
+def test_the_same_student_from_a_cache_that_all_ranks_fill(roots: tuple[Path, Path]) -> None:
+    live = torch.load(roots[0] / "student_0.pt", weights_only=True)
+    for root, ranks in zip(roots, (1, 2), strict=True):
+        assert len(list((root / "cache").glob("chunk-*.safetensors"))) == 6
+        assert len(list((root / "cache").glob("rank-*"))) == ranks
+        for rank in range(ranks):
+            cached = torch.load(root / f"cached_{rank}.pt", weights_only=True)
+            for name, value in live.items():
+                torch.testing.assert_close(cached[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path) -> None:
     """203 samples and 4 snapshots do not divide by 1, 2 and 4 ranks alike."""
     documents: dict[str, list[Any]] = {"top": [], "greedy": [], "proxy": []}

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, MISelector
+from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, MISelector, TeacherCache
+from lightning_ckptkd.teachers import LogitCache
 from tests.projects import DigitsData, digits, make_trainer
 
 
@@ -74,15 +75,26 @@ def main(devices: int, root: Path, scenario: str) -> None:
         except CkptKDError as error:
             (root / f"rank_{fit.global_rank}.txt").write_text(f"{type(error).__name__}: {error}")
         return
-    seed_everything(1, verbose=False)
-    module = DistillationModule(network(8), Teacher(), snapshots, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-    distil = make_trainer(root, max_epochs=3, **options)
-    distil.fit(module, data)
+    module, distil = student_of(snapshots, data, **options)
     (result,) = distil.test(module, data, verbose=False)
     assert not any("teacher" in name and "acc" not in name for name, _ in module.named_modules())
     torch.save(module.student.state_dict(), root / f"student_{distil.global_rank}.pt")
     if distil.global_rank == 0:
         (root / "result.json").write_text(json.dumps(result))
+    LogitCache.open.__func__.__defaults__ = (50,)  # items a chunk, so that each rank has a share
+    cached, distil = student_of(snapshots, data, cache=TeacherCache(root / "cache", dtype="fp32"), **options)
+    torch.save(cached.student.state_dict(), root / f"cached_{distil.global_rank}.pt")
+
+
+def student_of(
+    snapshots: Path, data: InOrder, cache: TeacherCache | None = None, **options: Any
+) -> tuple[DistillationModule, Trainer]:
+    seed_everything(1, verbose=False)
+    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    module = DistillationModule(network(8), Teacher(), snapshots, cache=cache, **sgd)
+    trainer = make_trainer(snapshots.parent, max_epochs=3, **options)
+    trainer.fit(module, data)
+    return module, trainer
 
 
 if __name__ == "__main__":
