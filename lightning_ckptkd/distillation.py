@@ -191,17 +191,15 @@ class DistillationModule(LightningModule):
     def on_train_start(self) -> None:
         if self._cache_option is None or self.alpha == 1:
             return
-        assert self.teachers is not None
-        self.teachers.to(self.device, torch.float32)  # whatever the student's precision is
+        self._place_teachers()
         train_on_cache(
             self.trainer,
             self._cache_option,
             self._run_for_cache,
             tuple(item["sha256"] for item in self._teacher_files),
-            self._network,
+            f"{self._network} {self._dtype_of_student()}",
             self.unpack_batch,
         )
-        self._place_teachers()
 
     @override
     def on_validation_start(self) -> None:
@@ -356,7 +354,9 @@ class DistillationModule(LightningModule):
         return loss + self.alpha * F.cross_entropy(student, labels) if self.alpha > 0 else loss
 
     def _run_for_cache(self, inputs: Tensor) -> Tensor:
+        """The teachers' logits, as training would have them from batches that Lightning has converted."""
         assert self.teachers is not None and self._cache_option is not None
+        inputs = inputs.to(self._dtype_of_student()) if inputs.is_floating_point() else inputs
         if self._teacher_path is None:
             self._calibrate(inputs, self._cache_option.views * self.trainer.num_training_batches)
         return self.teachers(inputs)

@@ -95,6 +95,18 @@ def test_the_same_student_as_from_live_teachers(tmp_path: Path, harvest: Path, r
     torch.testing.assert_close(weights(half), weights(live), rtol=1e-2, atol=1e-3)
 
 
+def test_a_student_in_bfloat16(tmp_path: Path, harvest: Path) -> None:
+    found = []
+    for cache in (None, TeacherCache(tmp_path / "cache", dtype="fp32")):
+        module = DistillationModule(student(), Project(), harvest, choice=[3], acceleration="none", cache=cache)
+        trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0, precision="bf16-true")
+        trainer.fit(module, Data(Noisy(random=False), shuffle=False))
+        found.append(weights(module))
+    assert found[0].dtype == torch.bfloat16 and torch.equal(*found)
+    with pytest.raises(CacheError, match=r"network: cached .*bfloat16.*, wanted .*float32"):
+        distil(tmp_path, harvest, Data(Noisy(random=False)), choice=[3], cache=cache)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_each_epoch_trains_on_one_view(tmp_path: Path, harvest: Path, runs: list[int], num_workers: int) -> None:
     seen: list[dict[int, Tensor]] = []
