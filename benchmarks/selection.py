@@ -34,6 +34,7 @@ from lightning_ckptkd.zoo import CIFARResNet
 
 RESULTS = Path(__file__).parent / "results" / "selection.json"
 SNAPSHOTS, MANY, BATCH_SIZE, SIDE = 30, 200, 256, 28
+PARTS = ("cost", "ranks", "memory")
 COST_TARGET, RANKS_TARGET, MEMORY_TARGET = 1.25, 0.6, 0.1
 
 
@@ -62,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="the other results are kept")
     parser.add_argument("--harvest", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -72,13 +74,26 @@ def main() -> None:
         harvest, many = Path(folder) / "harvest", Path(folder) / "many"
         make_harvest(harvest, SNAPSHOTS)
         make_harvest(many, MANY)
-        rows = [measure_cost(harvest, torch.device(options.device), options.repeats)]
-        if options.device == "cpu":
-            rows += [measure_ranks(harvest, options.repeats), measure_memory(many)]
-    table = format_table(["measured", "value", "target", "", "details"], [row.cells() for row in rows])
-    if options.device == "cpu":
-        RESULTS.write_text(json.dumps({"table": table, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    print(table)
+        if options.device != "cpu":
+            print(table([measure_cost(harvest, torch.device(options.device), options.repeats)]))
+            return
+        rows = {}
+        if RESULTS.exists():
+            rows = {part: Row(**row) for part, row in json.loads(RESULTS.read_text())["rows"].items()}
+        if "cost" in options.parts:
+            rows["cost"] = measure_cost(harvest, torch.device("cpu"), options.repeats)
+        if "ranks" in options.parts:
+            rows["ranks"] = measure_ranks(harvest, options.repeats)
+        if "memory" in options.parts:
+            rows["memory"] = measure_memory(many)
+    document = {"table": table(list(rows.values())), "rows": {part: asdict(row) for part, row in rows.items()}}
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    print(document["table"])
+
+
+def table(rows: list[Row]) -> str:
+    """The results as Markdown."""
+    return format_table(["measured", "value", "target", "", "details"], [row.cells() for row in rows])
 
 
 def network() -> nn.Module:
