@@ -17,10 +17,11 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 from benchmarks.students import TASKS, Students
 from lightning_ckptkd import MISelector
-from lightning_ckptkd.report import PICTURE_NAME
+from lightning_ckptkd.report import PICTURE_NAME, format_table
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "planes"
@@ -59,9 +60,27 @@ def main() -> None:
         for candidate in selection.candidates
     ]
     RESULTS.mkdir(exist_ok=True)
+    print(table(points))
     document = {"probe": selection.probe, "settings": selection.settings, "snapshots": points}
     (RESULTS / f"{options.task}.json").write_text(json.dumps(document, indent=1) + "\n")
     shutil.copy(harvest / PICTURE_NAME, PICTURES / f"plane_{options.task}.png")
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    """The snapshots that taught, as Markdown."""
+    header = ["epoch", "I(X;F) nats", "I(Y;F) nats", "accuracy % (probe)", "students' accuracy % (test)"]
+    rows = [
+        [
+            str(point["epoch"]),
+            f"{point['input_information']:.2f} ± {point['input_error']:.2f}",
+            f"{point['label_information']:.3f} ± {point['label_error']:.3f}",
+            f"{100 * point['probe_accuracy']:.1f}",
+            f"{100 * point['student_accuracy']:.2f}",
+        ]
+        for point in points
+        if point["student_accuracy"] is not None
+    ]
+    return format_table(header, rows)
 
 
 if __name__ == "__main__":
