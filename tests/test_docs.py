@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks import information_plane, rules
 from benchmarks.reliability import make_table
 
 REPOSITORY = Path(__file__).parent.parent
@@ -31,3 +32,19 @@ def test_the_estimators() -> None:
     tables = json.loads((RESULTS / "estimators.json").read_text())["tables"]
     assert len(tables) == 4
     assert all(f"## {name}\n" in text and table in text for name, table in tables.items())
+
+
+def test_the_selection_on_real_data() -> None:
+    text = (REPOSITORY / "docs" / "selection.md").read_text()
+    outcomes = [rules.Outcome(**outcome) for outcome in json.loads((RESULTS / "rules.json").read_text())]
+    assert rules.table(outcomes) in text
+    planes = sorted((RESULTS / "planes").glob("*.json"))
+    assert planes
+    for plane in planes:
+        assert information_plane.table(json.loads(plane.read_text())["snapshots"]) in text
+        assert f"images/plane_{plane.stem}.png" in text
+
+
+def test_what_a_selection_costs() -> None:
+    table = json.loads((RESULTS / "selection.json").read_text())["table"]
+    assert table in (REPOSITORY / "docs" / "selection.md").read_text()
