@@ -11,15 +11,12 @@ the snapshots, their accuracies are beside them.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.students import TASKS, Students
+from benchmarks.students import TASKS, open_students, task_parser
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.report import PICTURE_NAME, format_table
 
@@ -31,21 +28,12 @@ PROBE_SIZE = 2000
 
 def main() -> None:
     """Train if need be, score, draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("task", choices=sorted(TASKS))
-    parser.add_argument("out", type=Path, help="folder for the harvest")
-    parser.add_argument("--data", type=Path, help="root of the data module")
-    parser.add_argument("--teacher_seed", type=int, default=0)
-    options = parser.parse_args()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    task = TASKS[options.task]
-    data = task.data() if options.data is None else task.data(root=options.data)
-    students = Students(task, data, options.out, options.task, options.teacher_seed).mean_accuracies()
+    options = task_parser(__doc__).parse_args()
+    opened, data = open_students(options)
+    students = opened.mean_accuracies()
     data.setup("fit")
-    harvest = options.out / "harvest"
-    selection = MISelector(probe_size=PROBE_SIZE).select(harvest, task.network(14, 16), data.val_dataloader())
+    harvest, network = options.out / "harvest", TASKS[options.task].network(14, 16)
+    selection = MISelector(probe_size=PROBE_SIZE).select(harvest, network, data.val_dataloader())
     points = [
         {
             "epoch": candidate.epoch,

@@ -89,24 +89,35 @@ TASKS = {
 
 def main() -> None:
     """Train the teacher and its students."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("task", choices=sorted(TASKS))
-    parser.add_argument("out", type=Path, help="folder for the harvest and students.json")
-    parser.add_argument("--data", type=Path, help="root of the data module")
+    parser = task_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="students of each choice")
-    parser.add_argument("--teacher_seed", type=int, default=0)
     parser.add_argument("--choices", nargs="*", help="epochs, joined by commas where several teach together")
     options = parser.parse_args()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    task = TASKS[options.task]
-    data = task.data() if options.data is None else task.data(root=options.data)
-    students = Students(task, data, options.out, options.task, options.teacher_seed)
-    choices = [str(epoch) for epoch in task.tried] if options.choices is None else options.choices
+    students = open_students(options)[0]
+    choices = [str(epoch) for epoch in TASKS[options.task].tried] if options.choices is None else options.choices
     for seed in range(options.seeds):
         for choice in ["alone", *choices]:
             students.train(choice, seed)
+
+
+def task_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments of all that works on a task's harvest."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("out", type=Path, help="folder for the harvest and students.json")
+    parser.add_argument("--data", type=Path, help="root of the data module")
+    parser.add_argument("--teacher_seed", type=int, default=0)
+    return parser
+
+
+def open_students(options: argparse.Namespace) -> tuple[Students, ImageDataModule]:
+    """The students that the arguments name, their teacher trained, and the data."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images of this size need none
+    task = TASKS[options.task]
+    data = task.data() if options.data is None else task.data(root=options.data)
+    return Students(task, data, options.out, options.task, options.teacher_seed), data
 
 
 class Students:

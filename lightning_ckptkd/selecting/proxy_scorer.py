@@ -50,10 +50,10 @@ class TrainingData:
             ArgumentError: If there are no samples.
         """
         seed_all(seed)
-        found = map(self.unpack, self._indexed(steps * batch_size, batch_size, seed))
+        found = map(self.unpack, self._all_batches(steps * batch_size, batch_size, seed))
         yield from itertools.islice(found, steps)
 
-    def _indexed(self, size: int, batch_size: int, seed: int) -> Iterator[Any]:
+    def _all_batches(self, size: int, batch_size: int, seed: int) -> Iterator[Any]:
         if not is_indexed(self.loader):
             while True:
                 yield from _at_least_one(self.loader)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.likelihoods import LIKELIHOODS
 from lightning_ckptkd.information.ranking import ENSEMBLES, NORMALISATIONS, POSITION_RULES
 from lightning_ckptkd.information.scoring import INPUT_ESTIMATORS, LABEL_ESTIMATORS, Estimators
+from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.snapshots.weights import near_names
 
 RULES = ("mi", "mcmi", "accuracy", *POSITION_RULES)
@@ -57,8 +57,7 @@ class SelectionSettings:
                 raise ArgumentError(f"{name} should be 1 or more, got {getattr(self, name)}.")
         if self.num_teachers is not None and self.num_teachers < 1:
             raise ArgumentError(f"num_teachers should be 1 or more, got {self.num_teachers}.")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ArgumentError(f"temperature should be above 0, got {self.temperature}.")
+        check_temperature(self.temperature)
         if not 0 <= self.label_floor <= 1:
             raise ArgumentError(f"label_floor should be in [0, 1], got {self.label_floor}.")
         if self.normalisation == "entropy" and (self.input_estimator, self.likelihood) not in _BOUNDED:
