@@ -1,7 +1,8 @@
 """What a selection costs: ``python -m benchmarks.selection``, as ratios that are measured in one run.
 
 ``cost``: ranking 30 snapshots with the default estimators, against the bare forward passes of those 30 over the same
-probe set. ``ranks``: two processes of one thread each, against one process of one thread. ``memory``: of the process
+probe set. ``ranks``: two processes of one thread each, against one process of one thread; beside it what two processes
+need that halve the bare forward passes, which nothing that runs on this machine can beat. ``memory``: of the process
 over 200 snapshots. Give it the machine for itself. ``--device cuda`` runs the first part on a GPU.
 """
 
@@ -33,7 +34,7 @@ from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.zoo import CIFARResNet
 
 RESULTS = Path(__file__).parent / "results" / "selection.json"
-SNAPSHOTS, MANY, BATCH_SIZE, SIDE = 30, 200, 256, 28
+SNAPSHOTS, RANK_SNAPSHOTS, MANY, BATCH_SIZE, SIDE = 30, 10, 200, 256, 28
 PARTS = ("cost", "ranks", "memory")
 COST_TARGET, RANKS_TARGET, MEMORY_TARGET = 1.25, 0.6, 0.1
 
@@ -66,26 +67,29 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="the other results are kept")
     parser.add_argument("--harvest", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.harvest is not None:
-        print(json.dumps(resident_memory(options.harvest) if options.memory else rank_seconds(options.harvest)))
+        measured = (
+            resident_memory(options.harvest) if options.memory else rank_seconds(options.harvest, bare=options.bare)
+        )
+        print(json.dumps(measured))
         return
     with tempfile.TemporaryDirectory() as folder:
-        harvest, many = Path(folder) / "harvest", Path(folder) / "many"
-        make_harvest(harvest, SNAPSHOTS)
-        make_harvest(many, MANY)
         if options.device != "cpu":
+            harvest = make_harvest(Path(folder) / "harvest", SNAPSHOTS)
             print(table([measure_cost(harvest, torch.device(options.device), options.repeats)]))
             return
         rows = {}
         if RESULTS.exists():
             rows = {part: Row(**row) for part, row in json.loads(RESULTS.read_text())["rows"].items()}
         if "cost" in options.parts:
+            harvest = make_harvest(Path(folder) / "harvest", SNAPSHOTS)
             rows["cost"] = measure_cost(harvest, torch.device("cpu"), options.repeats)
         if "ranks" in options.parts:
-            rows["ranks"] = measure_ranks(harvest, options.repeats)
+            rows["ranks"] = measure_ranks(make_harvest(Path(folder) / "few", RANK_SNAPSHOTS), options.repeats)
         if "memory" in options.parts:
-            rows["memory"] = measure_memory(many)
+            rows["memory"] = measure_memory(make_harvest(Path(folder) / "many", MANY))
     document = {"table": table(list(rows.values())), "rows": {part: asdict(row) for part, row in rows.items()}}
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     print(document["table"])
@@ -102,7 +106,7 @@ def network() -> nn.Module:
     return CIFARResNet(14, 10, 16, 1)
 
 
-def make_harvest(folder: Path, count: int) -> None:
+def make_harvest(folder: Path, count: int) -> Path:
     """Snapshots along a way in weight space; what they tell does not matter here."""
     module = network()
     with SnapshotStore.create(folder, "run", {}) as store:
@@ -111,6 +115,7 @@ def make_harvest(folder: Path, count: int) -> None:
                 for parameter in module.parameters():
                     parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
             store.commit(module.state_dict(), epoch=epoch, global_step=epoch + 1)
+    return folder
 
 
 def probe() -> tuple[Tensor, Tensor]:
@@ -128,11 +133,11 @@ def select(harvest: Path, device: torch.device | str = "cpu") -> Selection:
         return MISelector(batch_size=BATCH_SIZE).select(harvest, network(), loader, device=device, progress=False)
 
 
-def forward_passes(device: torch.device) -> None:
+def forward_passes(device: torch.device, count: int) -> None:
     """What a selection can't do without."""
     module, inputs = network().to(device).eval(), probe()[0]
     with torch.no_grad():
-        for _ in range(SNAPSHOTS):
+        for _ in range(count):
             for batch in torch.split(inputs, BATCH_SIZE):
                 module(batch.to(device))
     if device.type == "cuda":
@@ -145,7 +150,7 @@ def measure_cost(harvest: Path, device: torch.device, repeats: int) -> Row:
     ratios = []
     for _ in range(repeats):
         start = time.perf_counter()
-        forward_passes(device)
+        forward_passes(device, SNAPSHOTS)
         middle = time.perf_counter()
         select(harvest, device)
         ratios.append((time.perf_counter() - middle) / (middle - start))
@@ -155,21 +160,24 @@ def measure_cost(harvest: Path, device: torch.device, repeats: int) -> Row:
 
 
 def measure_ranks(harvest: Path, repeats: int) -> Row:
-    """One process and two processes in turn."""
-    ratios = []
+    """One process and two processes in turn, selecting and running the bare forward passes."""
+    ratios: dict[bool, list[float]] = {False: [], True: []}
     for repeat in range(repeats):
-        seconds = {ranks: launch(harvest, ranks, 29600 + 2 * repeat + ranks) for ranks in (1, 2)}
-        ratios.append(seconds[2] / seconds[1])
-    note = f"median of {', '.join(f'{ratio:.3f}' for ratio in ratios)}; one thread each"
-    return Row("two ranks / one rank", statistics.median(ratios), RANKS_TARGET, note)
+        for bare, found in ratios.items():
+            seconds = {ranks: launch(harvest, ranks, 29600 + 10 * repeat + ranks, bare=bare) for ranks in (1, 2)}
+            found.append(seconds[2] / seconds[1])
+    selecting, passes = (", ".join(f"{ratio:.3f}" for ratio in ratios[bare]) for bare in (False, True))
+    note = f"median of {selecting}; one thread each, {RANK_SNAPSHOTS} snapshots; the bare forward passes: {passes}"
+    return Row("two ranks / one rank", statistics.median(ratios[False]), RANKS_TARGET, note)
 
 
-def launch(harvest: Path, ranks: int, port: int) -> float:
-    """Seconds that the slowest of some ranks takes to select."""
+def launch(harvest: Path, ranks: int, port: int, *, bare: bool) -> float:
+    """Seconds that the slowest of some ranks takes."""
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.selection", "--harvest", str(harvest)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.selection", "--harvest", str(harvest)],
+            [*command, "--bare"] if bare else command,
             env={**shared, "RANK": str(rank), "MASTER_PORT": str(port)},
             stdout=subprocess.PIPE,
             text=True,
@@ -180,17 +188,20 @@ def launch(harvest: Path, ranks: int, port: int) -> float:
     return max(float(answer.splitlines()[-1]) for answer in answers)
 
 
-def rank_seconds(harvest: Path) -> float:
-    """Select as one rank; the time from when all are ready."""
+def rank_seconds(harvest: Path, *, bare: bool) -> float:
+    """Select as one rank, or run its share of the bare forward passes; the time from when all are ready."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    for snapshot in torch.split(probe()[0], BATCH_SIZE):  # the first passes are slower
-        network().eval()(snapshot)
+    cpu = torch.device("cpu")
+    forward_passes(cpu, 1)  # the first passes are slower
     if dist.get_rank() == 0:
         (harvest / "scores.json").unlink(missing_ok=True)
     dist.barrier()
     start = time.perf_counter()
-    select(harvest)
+    if bare:
+        forward_passes(cpu, RANK_SNAPSHOTS // dist.get_world_size())
+    else:
+        select(harvest)
     seconds = time.perf_counter() - start
     dist.destroy_process_group()
     return seconds

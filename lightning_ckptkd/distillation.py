@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from lightning_ckptkd.logits import get_logits
 from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.ranks import on_each_rank
-from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.teachers import (
     TeacherCache,
     TeacherEnsemble,
@@ -34,8 +33,8 @@ from lightning_ckptkd.teachers import (
     TeacherSchedule,
     calibrate,
     check_acceleration,
-    choose_teachers,
-    weigh_teachers,
+    load_teachers,
+    pair_harvests,
 )
 from lightning_ckptkd.teachers.teacher_cache import CachedBatch, describe_network, pick, train_on_cache
 
@@ -63,9 +62,11 @@ class DistillationModule(LightningModule):
         student: The network to train; it returns logits.
         teacher: The architecture of the teachers: the network or the LightningModule that was trained. Its own
             weights are not used.
-        snapshots: The harvest's folder.
-        choice: Which snapshots teach. None: those of ``selection.json``, or the last one, with a warning, where
-            nothing was selected. ``selected``, ``full`` (the last), ``half`` (half-way), or a list of epochs.
+        snapshots: The harvest's folder; or those of several harvests, all of whose chosen snapshots teach together,
+            with one ``teacher`` for all or a list of one for each.
+        choice: Which snapshots of each harvest teach. None: those of ``selection.json``, or the last one, with a
+            warning, where nothing was selected. ``selected``, ``full`` (the last), ``half`` (half-way), or a list of
+            epochs.
         alpha: Weight of the labels' cross-entropy, in [0, 1].
         temperature: T > 0, of the default ``kd_loss``.
         kd_loss: What stands beside the cross-entropy: a loss of :mod:`lightning_ckptkd.losses`, or any function of
@@ -74,7 +75,7 @@ class DistillationModule(LightningModule):
         kd_from_epoch: The student's first epoch, from 0, with teachers; before it the labels teach alone.
         kd_until_epoch: The first epoch without them again; None: to the end.
         teacher_weights: What each teacher counts, in the order of the choice; ``score``: its score in
-            ``selection.json``; None: all the same.
+            ``selection.json`` (of a single harvest); None: all the same.
         optimizer: Makes the optimiser; the default is the paper's.
         lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
         submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
@@ -97,8 +98,8 @@ class DistillationModule(LightningModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
-        snapshots: str | Path,
+        teacher: nn.Module | list[nn.Module],
+        snapshots: str | Path | list[str] | list[Path],
         choice: str | list[int] | None = None,
         alpha: float = 0.5,
         temperature: float = 5.0,
@@ -131,7 +132,9 @@ class DistillationModule(LightningModule):
                 "the teachers in the function that kd_loss gives."
             )
         check_acceleration(acceleration)
-        snapshots = str(snapshots)  # a Path among the hyper-parameters would bar weights_only loading
+        harvests = pair_harvests(snapshots, teacher, teacher_weights)
+        # strings, since a Path among the hyper-parameters would bar weights_only loading
+        snapshots = next(iter(harvests)) if len(harvests) == 1 else list(harvests)
         self.save_hyperparameters(
             ignore=["student", "teacher", "kd_loss", "schedule", "cache", "optimizer", "lr_scheduler"]
         )
@@ -149,7 +152,7 @@ class DistillationModule(LightningModule):
         self._network = ""
         self._teacher_weights: Tensor | None = None
         self._load_teachers = partial(
-            _load_teachers, snapshots, choice, teacher, teacher_weights, submodule=submodule, logits_key=logits_key
+            load_teachers, harvests, choice, teacher_weights, submodule=submodule, logits_key=logits_key
         )
         self._student_logits_key = student_logits_key
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
@@ -382,18 +385,3 @@ class DistillationModule(LightningModule):
 
     def _dtype_of_student(self) -> torch.dtype:
         return next((p.dtype for p in self.student.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _load_teachers(
-    folder: str,
-    choice: str | Sequence[int] | None,
-    teacher: nn.Module,
-    weights: list[float] | str | None,
-    *,
-    submodule: str | None,
-    logits_key: str | int | None,
-) -> tuple[TeacherEnsemble, list[Snapshot], Tensor | None]:
-    store = SnapshotStore.open(folder)
-    chosen = choose_teachers(store, choice)
-    counts = None if weights is None else weigh_teachers(store, chosen, weights)
-    return TeacherEnsemble.load(store, chosen, teacher, submodule=submodule, logits_key=logits_key), chosen, counts

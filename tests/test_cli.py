@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_losses_and_schedules_in_yaml(distill_config: str, fitted: Path) -> None
     with pytest.raises(SystemExit) as printed:
         main(["distill", "--config", distill_config, *by_function, "--print_config"])
     assert printed.value.code == 0
+
+
+def test_several_harvests_in_yaml(distill_config: str, fitted: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(fitted / "snapshots", other)
+    harvests = [f"--model.snapshots={json.dumps([str(fitted / 'snapshots'), str(other)])}", "--model.choice=full"]
+    for teacher in ([], [f"--model.teacher={json.dumps([TEACHER, TEACHER])}"]):
+        module = main(["distill", "--config", distill_config, *harvests, *teacher, "--trainer.max_epochs=1"]).model
+        assert [name.split(": ")[0] for name in module.teachers.names] == [str(fitted / "snapshots"), str(other)]
 
 
 def test_fit_in_yaml(fitted: Path) -> None:

@@ -268,6 +268,53 @@ def test_weights_of_the_teachers(tmp_path: Path, harvest: Path) -> None:
         DistillationModule(student(), Project(), harvest, kd_loss=F.mse_loss, teacher_weights=[1.0, 1.0])
 
 
+def other_architecture(folder: Path) -> nn.Module:
+    """A harvest of one epoch of a linear classifier; returns the classifier."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with SnapshotStore.create(folder, "another run", {}) as store:
+        store.commit(linear.state_dict(), epoch=3, global_step=1)
+    return linear
+
+
+def test_teachers_of_several_harvests_and_architectures(tmp_path: Path, harvest: Path) -> None:
+    x = digits(0, 32).tensors[0]
+    linear = other_architecture(tmp_path / "other")
+    folders = [harvest, tmp_path / "other"]
+    module = distil(
+        tmp_path, folders, teacher=[Project(), linear], choice=[3], teacher_weights=[1.0, 2.0], max_epochs=2
+    )
+    assert module.teachers is not None
+    assert module.teachers.names == [f"{harvest}: epoch 3 (step 112)", f"{tmp_path / 'other'}: epoch 3 (step 1)"]
+    logits = module.teachers(x)
+    torch.testing.assert_close(logits[1], linear(x))
+    one = DistillationModule(student(), Project(), harvest, choice=[3])
+    one.setup("fit")
+    assert one.teachers is not None
+    torch.testing.assert_close(logits[:1], one.teachers(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snapshots": []}, r"snapshots=\[\] should name one harvest, or several"),
+        ({"snapshots": ["a", "a"]}, r"snapshots=\['a', 'a'\] should name one harvest, or several different"),
+        ({"teacher": [nn.Identity()]}, "there are 1 architectures for 2 harvests"),
+        ({"teacher_weights": "score"}, "'score' needs a single harvest"),
+    ],
+)
+def test_harvests_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        DistillationModule(**{"student": student(), "teacher": Project(), "snapshots": ["a", "b"], **options})
+
+
+def test_a_route_names_one_teacher(tmp_path: Path, harvest: Path) -> None:
+    folders = [str(harvest), str(tmp_path / "other")]
+    linear = other_architecture(tmp_path / "other")
+    module = DistillationModule(student(), [Project(), linear], folders, choice=[3], schedule=Route({0: 3}))
+    with pytest.raises(ArgumentError, match=r"names the epochs \[3\], of which there are several teachers"):
+        module.setup("fit")
+
+
 def absolute(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
     assert teacher_logits.dim() == 3 and target.dtype == torch.long
     return (student_logits - teacher_logits.mean(0)).abs().mean()

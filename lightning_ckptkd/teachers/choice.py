@@ -57,31 +57,34 @@ def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = N
     return [by_epoch[epoch] for epoch in epochs]
 
 
-def weigh_teachers(store: SnapshotStore, chosen: Sequence[Snapshot], weights: Sequence[float] | str) -> Tensor:
-    """What each teacher counts.
+def scores_of(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[float | None]:
+    """The score of each teacher in ``selection.json``; None where it has none.
+
+    Raises:
+        SnapshotError: If ``selection.json`` is missing, or can't be trusted.
+    """
+    scores = {candidate.file: candidate.score for candidate in Selection.read(store).candidates}
+    return [scores.get(snapshot.file) for snapshot in chosen]
+
+
+def check_weights(weights: Sequence[float | None] | str, count: int) -> Tensor:
+    """What each teacher counts, as a tensor.
 
     Args:
-        store: The harvest.
-        chosen: The teachers.
-        weights: A number for each, or ``score``: what ``selection.json`` says of it.
+        weights: A number for each.
+        count: M, how many teachers there are.
 
     Returns:
         Shape (M,), float32, finite, 0 or more, not all 0.
 
     Raises:
         ArgumentError: If they can't be used.
-        SnapshotError: If ``selection.json`` is missing where it is needed, or can't be trusted.
     """
-    found: list[float | None]
-    if weights == "score":
-        scores = {candidate.file: candidate.score for candidate in Selection.read(store).candidates}
-        found = [scores.get(snapshot.file) for snapshot in chosen]
-    else:
-        found = [] if isinstance(weights, str) else list(weights)
+    found = [] if isinstance(weights, str) else weights
     usable = [value for value in found if value is not None and math.isfinite(value) and value >= 0]
-    if len(usable) != len(chosen) or sum(usable) <= 0:
+    if len(usable) != count or len(found) != count or sum(usable) <= 0:
         raise ArgumentError(
-            f"teacher_weights={weights!r} should be 'score' (of a selection that has scores, 0 or more) or "
-            f"{len(chosen)} numbers of 0 or more, one for each teacher, got {found}."
+            f"teacher_weights={weights!r} should be 'score' (of a selection that has scores, 0 or more) or {count} "
+            "numbers of 0 or more, one for each teacher."
         )
     return torch.tensor(usable)

@@ -103,6 +103,12 @@ class Route(TeacherSchedule):
                 f"stages={self.stages} names the epochs {missing}, but the teachers are of {sorted(epochs)}. Name "
                 "these, or choose others with choice=."
             )
+        several = sorted({epoch for epoch in self.stages.values() if list(epochs).count(epoch) > 1})
+        if several:
+            raise ArgumentError(
+                f"stages={self.stages} names the epochs {several}, of which there are several teachers. A route needs "
+                "the teachers of one harvest."
+            )
 
     @override
     def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:

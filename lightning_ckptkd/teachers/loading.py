@@ -1,0 +1,88 @@
+"""The teachers of one harvest or of several, loaded and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
+from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of
+from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
+
+
+def pair_harvests(
+    snapshots: str | Path | Sequence[str | Path],
+    teacher: nn.Module | Sequence[nn.Module],
+    weights: Sequence[float] | str | None = None,
+) -> dict[str, nn.Module]:
+    """The architecture of each harvest; nothing is read.
+
+    Args:
+        snapshots: Folder of a harvest, or of several.
+        teacher: The architecture of all, or one for each harvest.
+        weights: As in :func:`load_teachers`.
+
+    Raises:
+        ArgumentError: If the arguments don't go together.
+    """
+    folders = [str(snapshots)] if isinstance(snapshots, str | Path) else [str(folder) for folder in snapshots]
+    teachers = [teacher] * len(folders) if isinstance(teacher, nn.Module) else list(teacher)
+    if not folders or len(set(folders)) < len(folders):
+        raise ArgumentError(f"snapshots={folders} should name one harvest, or several different ones.")
+    if len(teachers) != len(folders):
+        raise ArgumentError(
+            f"teacher: there are {len(teachers)} architectures for {len(folders)} harvests. Give one for all, or one "
+            "for each."
+        )
+    if weights == "score" and len(folders) > 1:
+        raise ArgumentError(
+            "teacher_weights='score' needs a single harvest, since scores of different ones can't be compared. Give a "
+            "number for each teacher."
+        )
+    return dict(zip(folders, teachers, strict=True))
+
+
+def load_teachers(
+    harvests: Mapping[str, nn.Module],
+    choice: str | Sequence[int] | None = None,
+    weights: Sequence[float] | str | None = None,
+    *,
+    submodule: str | None = None,
+    logits_key: str | int | None = None,
+) -> tuple[TeacherEnsemble, list[Snapshot], Tensor | None]:
+    """The chosen snapshots of each harvest as one ensemble, in the order of the harvests.
+
+    Args:
+        harvests: Folder and architecture of each.
+        choice: What to take of each; see :func:`choose_teachers`.
+        weights: What each of the M teachers counts: numbers, or ``score``, as the one harvest's ``selection.json``
+            has it.
+        submodule: Part of the snapshots' weights to load.
+        logits_key: Where the logits are in a teacher's output.
+
+    Returns:
+        The ensemble of M teachers, their snapshots, and their weights, shape (M,), or None.
+
+    Raises:
+        ArgumentError: If the choice or the weights can't be used.
+        SnapshotError: If a file is missing, damaged or hostile.
+        TeacherError: If a snapshot does not fit its teacher, or holds NaN or infinity.
+    """
+    members: list[nn.Module] = []
+    names: list[str] = []
+    chosen: list[Snapshot] = []
+    scores: list[float | None] = []
+    for folder, teacher in harvests.items():
+        store = SnapshotStore.open(folder)
+        own = choose_teachers(store, choice)
+        if weights == "score":
+            scores += scores_of(store, own)
+        loaded = TeacherEnsemble.load(store, own, teacher, submodule=submodule, logits_key=logits_key)
+        members += loaded.members
+        names += [name if len(harvests) == 1 else f"{folder}: {name}" for name in loaded.names]
+        chosen += own
+    counts = None if weights is None else check_weights(scores or weights, len(chosen))
+    return TeacherEnsemble(members, names, logits_key), chosen, counts
