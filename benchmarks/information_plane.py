@@ -16,7 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.students import TASKS, open_students, task_parser
+from benchmarks.students import open_students, task_parser
+from benchmarks.tasks import TASKS
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.report import PICTURE_NAME, format_table
 
@@ -32,7 +33,7 @@ def main() -> None:
     opened, data = open_students(options)
     students = opened.mean_accuracies()
     data.setup("fit")
-    harvest, network = options.out / "harvest", TASKS[options.task].network(14, 16)
+    harvest, network = options.out / "harvest", TASKS[options.task].teacher()
     selection = MISelector(probe_size=PROBE_SIZE).select(harvest, network, data.val_dataloader())
     points = [
         {

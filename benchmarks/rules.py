@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torchmetrics.functional import spearman_corrcoef
 
-from benchmarks.students import TASKS, mean_accuracies
+from benchmarks.students import mean_accuracies
+from benchmarks.tasks import TASKS
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.report import format_table
 from lightning_ckptkd.snapshots import Selection
@@ -95,7 +96,7 @@ def compare(folder: Path, roots: dict[str, str]) -> Iterator[Outcome]:
     for rule in rules():
         selector = MISelector(num_teachers=1, probe_size=PROBE_SIZE, **rule)
         with contextlib.redirect_stdout(io.StringIO()):
-            selection = selector.select(folder / "harvest", task.network(14, 16), data.val_dataloader(), progress=False)
+            selection = selector.select(folder / "harvest", task.teacher(), data.val_dataloader(), progress=False)
         yield judge(name, rule, selection, students)
 
 

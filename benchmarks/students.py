@@ -5,8 +5,9 @@
     python -m benchmarks.students cifar100 OUT --data FOLDER
 
 trains one teacher with a harvest of every epoch in OUT/harvest, then one student from each of some snapshots and
-seeds, all with the same budget, and writes the accuracies to OUT/students.json after each. Started again, it goes on.
-``--choices 3 7,11`` adds students of those epochs, of several together where they are joined by commas.
+seeds, all with the same budget, and writes the accuracies to OUT/students.json after each. Started again, it goes on;
+several processes with different ``--seeds`` can work in one folder. ``--choices 3 7,11`` trains students of those
+epochs alone, of several together where they are joined by commas.
 
 FOLDER is the ``root`` of the zoo's data module: ``FashionMNIST/raw`` or ``train/<class>/<image>`` is in it.
 """
@@ -14,90 +15,42 @@ FOLDER is the ``root`` of the zoo's data module: ``FashionMNIST/raw`` or ``train
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
 
+from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import CheckpointHarvester, DistillationModule
-from lightning_ckptkd.zoo import (
-    CIFAR100DataModule,
-    CIFARResNet,
-    Classifier,
-    DigitsDataModule,
-    FashionMNISTDataModule,
-)
+from lightning_ckptkd.teachers import TeacherCache, TeacherSchedule
+from lightning_ckptkd.zoo import Classifier
 from lightning_ckptkd.zoo.images import ImageDataModule
 
-
-@dataclass(frozen=True)
-class Task:
-    """Data, networks and budgets of one study.
-
-    Attributes:
-        data: Makes the data module; gets the data folder where there is one.
-        channels: Of the images.
-        classes: Number of classes K.
-        student: Depth and width of the student; the teacher is a ResNet-14 of width 16.
-        epochs: Of the teacher, and of each student.
-        tried: Epochs of the harvest, from 0, whose snapshots teach.
-    """
-
-    data: Callable[..., ImageDataModule]
-    channels: int
-    classes: int
-    student: tuple[int, int]
-    epochs: tuple[int, int]
-    tried: tuple[int, ...]
-
-    def network(self, depth: int, width: int) -> CIFARResNet:
-        """A network for the task's images."""
-        return CIFARResNet(depth, self.classes, width, self.channels)
-
-
-TASKS = {
-    "digits": Task(
-        partial(DigitsDataModule, train_size=300), 1, 10, (8, 4), (30, 30), (0, 2, 4, 6, 9, 11, 14, 19, 24, 29)
-    ),
-    "fashion_mnist": Task(
-        partial(FashionMNISTDataModule, train_size=5000, num_workers=0),
-        1,
-        10,
-        (8, 8),
-        (20, 10),
-        (0, 1, 3, 6, 8, 11, 14, 19),
-    ),
-    "cifar100": Task(
-        partial(CIFAR100DataModule, train_size=10000, num_workers=0),
-        3,
-        100,
-        (8, 8),
-        (24, 6),
-        (0, 2, 4, 7, 9, 12, 16, 23),
-    ),
-}
+ALONE, INDEPENDENT = "alone", "independent:"
 
 
 def main() -> None:
     """Train the teacher and its students."""
     parser = task_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="students of each choice")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students")
     parser.add_argument("--choices", nargs="*", help="epochs, joined by commas where several teach together")
+    parser.add_argument(
+        "--independent", type=int, nargs="*", default=[], help="numbers of more teachers to train first"
+    )
     options = parser.parse_args()
     students = open_students(options)[0]
+    students.train_independent(options.independent)
     choices = [str(epoch) for epoch in TASKS[options.task].tried] if options.choices is None else options.choices
-    for seed in range(options.seeds):
-        for choice in ["alone", *choices]:
-            students.train(choice, seed)
+    students.train_all([ALONE, *choices], options.seeds)
 
 
 def task_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -134,47 +87,91 @@ class Students:
     def __init__(self, task: Task, data: ImageDataModule, out: Path, name: str, teacher_seed: int) -> None:
         self._task, self._data, self._out = task, data, out
         self._path = out / "students.json"
-        self._results: dict[str, Any] = {"task": name, "teacher_seed": teacher_seed, "students": {}}
-        if self._path.exists():
-            self._results = json.loads(self._path.read_text())
-            return
-        module = self._classifier(14, 16, task.epochs[0], teacher_seed)
-        harvester = CheckpointHarvester(dirpath=out / "harvest", submodule="network")
-        self._results["teacher"] = self._fit(module, task.epochs[0], harvester)
-        self._write()
+        self._teacher_seed = teacher_seed
+        out.mkdir(parents=True, exist_ok=True)
+        with self._locked() as results:
+            results.setdefault("task", name)
+            results.setdefault("teacher_seed", teacher_seed)
+            results.setdefault("students", {})
+        if "teacher" not in self.results:
+            found = self._train_teacher(teacher_seed, CheckpointHarvester(self.harvest(0), submodule="network"))
+            with self._locked() as results:
+                results["teacher"] = found
 
-    def train(self, choice: str, seed: int) -> None:
-        """Train one student and record it; ``choice`` is ``alone`` or epochs joined by commas."""
-        done = self._results["students"].setdefault(choice, {})
-        if str(seed) in done:
-            return
-        depth, width = self._task.student
-        if choice == "alone":
-            module: LightningModule = self._classifier(depth, width, self._task.epochs[1], seed)
-        else:
-            seed_everything(seed, verbose=False)
-            module = DistillationModule(
-                self._task.network(depth, width),
-                self._task.network(14, 16),
-                self._out / "harvest",
-                choice=[int(epoch) for epoch in choice.split(",")],
-                lr_scheduler=_in_three_parts(self._task.epochs[1]),
-            )
-        done[str(seed)] = self._fit(module, self._task.epochs[1])
-        self._write()
-        print(f"{self._results['task']} {choice} seed {seed}: {done[str(seed)]}", flush=True)
+    @property
+    def results(self) -> dict[str, Any]:
+        """What ``students.json`` holds."""
+        found: dict[str, Any] = json.loads(self._path.read_text())
+        return found
+
+    def harvest(self, teacher: int) -> Path:
+        """Folder of the harvest of the first teacher (0), or of another one that was trained independently."""
+        return self._out / (f"harvest_{teacher}" if teacher else "harvest")
+
+    def train_independent(self, teachers: Iterable[int]) -> None:
+        """Train more teachers in the same way from other seeds; only their last snapshot is kept."""
+        last = self._task.epochs[0] - 1
+        for teacher in teachers:
+            if str(teacher) in self.results.get("independent", {}):
+                continue
+            harvester = CheckpointHarvester(self.harvest(teacher), submodule="network", epochs=[last])
+            found = self._train_teacher(self._teacher_seed + 1000 * teacher, harvester)
+            with self._locked() as results:
+                results.setdefault("independent", {})[str(teacher)] = found
+
+    def train_all(self, choices: Sequence[str], seeds: Iterable[int]) -> None:
+        """Train students of all choices, seed by seed.
+
+        Args:
+            choices: ``alone``; epochs of the first teacher joined by commas; or ``independent:`` and the numbers of
+                teachers, of which the last snapshots teach together.
+            seeds: Of the students; for one seed they begin alike and see the same samples.
+        """
+        epochs = sorted({epoch for choice in choices for epoch in _epochs(choice)})
+        others = sorted({teacher for choice in choices for teacher in _independent(choice)})
+        for seed in seeds:
+            for choice in choices:
+                if str(seed) in self.results["students"].get(choice, {}):
+                    continue
+                found = self._train_student(choice, seed, epochs, others)
+                with self._locked() as results:
+                    results["students"].setdefault(choice, {})[str(seed)] = found
+                print(f"{self._out.name} {choice} seed {seed}: {found}", flush=True)
 
     def mean_accuracies(self) -> dict[int, float]:
         """Of the students of each single snapshot, over seeds, by epoch."""
-        return mean_accuracies(self._results)
+        return mean_accuracies(self.results)
 
-    def _classifier(self, depth: int, width: int, epochs: int, seed: int) -> Classifier:
+    def _train_teacher(self, seed: int, harvester: Callback) -> dict[str, float]:
         seed_everything(seed, verbose=False)
-        return Classifier(self._task.network(depth, width), lr_scheduler=_in_three_parts(epochs))
+        epochs = self._task.epochs[0]
+        return self._fit(
+            Classifier(_fast(self._task.teacher()), lr_scheduler=self._task.lr_scheduler(epochs)), harvester
+        )
 
-    def _fit(self, module: LightningModule, epochs: int, *callbacks: Callback) -> dict[str, float]:
+    def _train_student(self, choice: str, seed: int, epochs: list[int], others: list[int]) -> dict[str, float]:
+        seed_everything(seed, verbose=False)
+        student = _fast(self._task.network(*self._task.student))
+        lr_scheduler = self._task.lr_scheduler(self._task.epochs[1])
+        if choice == ALONE:
+            return self._fit(Classifier(student, lr_scheduler=lr_scheduler))
+        options: dict[str, Any] = {"student": student, "teacher": self._task.teacher(), "lr_scheduler": lr_scheduler}
+        if _independent(choice):
+            options["snapshots"], options["choice"] = [str(self.harvest(teacher)) for teacher in others], "full"
+            wanted, all_of_them, name = _independent(choice), others, "independent"
+        else:
+            options["snapshots"] = self.harvest(0)
+            wanted, all_of_them, name = _epochs(choice), epochs, "epochs"
+            options["choice"] = all_of_them if self._task.views else wanted
+        if self._task.views:  # one cache of all teachers for all students
+            places = [all_of_them.index(number) for number in wanted]
+            folder = self._out / "cache" / f"{name}_{'_'.join(map(str, all_of_them))}"
+            options |= {"schedule": Always(places), "cache": TeacherCache(folder, views=self._task.views)}
+        return self._fit(DistillationModule(**options))
+
+    def _fit(self, module: LightningModule, *callbacks: Callback) -> dict[str, float]:
         trainer = Trainer(
-            max_epochs=epochs,
+            max_epochs=self._task.epochs[0 if callbacks else 1],
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
@@ -187,11 +184,47 @@ class Students:
         started = time.perf_counter()
         trainer.fit(module, self._data)
         seconds = time.perf_counter() - started
-        (result,) = trainer.test(module, self._data, verbose=False)
+        network = module.student if isinstance(module, DistillationModule) else module.network
+        (result,) = trainer.test(Classifier(network), self._data, verbose=False)  # type: ignore[arg-type]
         return {"accuracy": result["test_acc"], "seconds": round(seconds, 1)}
 
-    def _write(self) -> None:
-        self._path.write_text(json.dumps(self._results, indent=1) + "\n")
+    def _locked(self) -> _LockedResults:
+        return _LockedResults(self._path)
+
+
+class Always(TeacherSchedule):
+    """The same teachers at every step: some of those that the cache holds.
+
+    Args:
+        places: Of the ensemble.
+    """
+
+    def __init__(self, places: list[int]) -> None:
+        self.places = places
+
+    def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
+        """Places of the teachers of one step."""
+        return self.places
+
+
+class _LockedResults:
+    """A JSON file that several processes change in turn."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> dict[str, Any]:
+        self._lock = self._path.with_suffix(".lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._results: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        return self._results
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            new = self._path.with_suffix(".new")
+            new.write_text(json.dumps(self._results, indent=1) + "\n")
+            new.replace(self._path)
+        self._lock.close()
 
 
 def mean_accuracies(results: dict[str, Any]) -> dict[int, float]:
@@ -203,9 +236,16 @@ def mean_accuracies(results: dict[str, Any]) -> dict[int, float]:
     }
 
 
-def _in_three_parts(epochs: int) -> Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]:
-    """The learning rate falls to a tenth after a third and after two thirds of training."""
-    return lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, max(1, epochs // 3), 0.1)
+def _epochs(choice: str) -> list[int]:
+    return [] if choice == ALONE or choice.startswith(INDEPENDENT) else [int(epoch) for epoch in choice.split(",")]
+
+
+def _independent(choice: str) -> list[int]:
+    return [int(n) for n in choice.removeprefix(INDEPENDENT).split(",")] if choice.startswith(INDEPENDENT) else []
+
+
+def _fast(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last)  # a third faster here
 
 
 if __name__ == "__main__":
