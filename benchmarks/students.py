@@ -27,12 +27,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import nn
 
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import CheckpointHarvester, DistillationModule
 from lightning_ckptkd.teachers import TeacherCache, TeacherSchedule
-from lightning_ckptkd.zoo import Classifier
+from lightning_ckptkd.zoo import CIFARResNet, Classifier
 from lightning_ckptkd.zoo.images import ImageDataModule
 
 ALONE, INDEPENDENT = "alone", "independent:"
@@ -244,8 +243,9 @@ def _independent(choice: str) -> list[int]:
     return [int(n) for n in choice.removeprefix(INDEPENDENT).split(",")] if choice.startswith(INDEPENDENT) else []
 
 
-def _fast(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last)  # a third faster here
+def _fast(network: CIFARResNet) -> CIFARResNet:
+    """A third faster on a CPU; where channels are no multiple of 8, torch 2.15's gradient writes past its memory."""
+    return network.to(memory_format=torch.channels_last) if network.fc.in_features % 32 == 0 else network
 
 
 if __name__ == "__main__":
