@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.batches import check_labels, inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, TeacherError
-from lightning_ckptkd.logits import get_logits
+from lightning_ckptkd.logits import check_rows, get_logits
 from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.ranks import on_each_rank
@@ -36,6 +36,7 @@ from lightning_ckptkd.teachers import (
     load_teachers,
     pair_harvests,
 )
+from lightning_ckptkd.teachers.ensemble import check_finite
 from lightning_ckptkd.teachers.teacher_cache import CachedBatch, describe_network, pick, train_on_cache
 
 _CHECKPOINT_KEY = "lightning_ckptkd_teachers"
@@ -92,7 +93,8 @@ class DistillationModule(LightningModule):
             teachers.
         SnapshotError: Before training starts, if a file is missing, damaged or hostile.
         TeacherError: Before training starts, if a snapshot does not fit ``teacher``, or a resumed run would learn
-            from other snapshots; at the first batch, if student and teachers have different numbers of classes.
+            from other snapshots; at the first batch, if student and teachers have different numbers of classes, or a
+            teacher gives NaN or infinity (on a GPU that is looked for in the first batch of each epoch only).
     """
 
     def __init__(
@@ -166,14 +168,15 @@ class DistillationModule(LightningModule):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         """The student's logits, shape (N, K), of inputs (N, ...)."""
-        return get_logits(self.student(inputs), self._student_logits_key, type(self.student).__name__)
+        name = type(self.student).__name__
+        return get_logits(self.student(inputs), self._student_logits_key, name, "student_logits_key")
 
     @override
     def setup(self, stage: str) -> None:
         if self.teachers is not None or stage == "predict":
             return
         try:
-            self.teachers, snapshots, self._teacher_weights = on_each_rank(self._load_teachers)
+            teachers, snapshots, self._teacher_weights = on_each_rank(self._load_teachers)
         except SnapshotError as error:
             if stage == "fit":
                 raise
@@ -181,9 +184,10 @@ class DistillationModule(LightningModule):
             return
         self._teacher_files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in snapshots]
         self._teacher_epochs = [snapshot.epoch for snapshot in snapshots]
-        self._network = describe_network(self.teachers)  # before they are folded
         if self._schedule is not None:
             self._schedule.check(self._teacher_epochs)
+        self.teachers = teachers
+        self._network = describe_network(teachers)  # before they are folded
 
     @override
     def on_fit_start(self) -> None:
@@ -332,17 +336,23 @@ class DistillationModule(LightningModule):
     ) -> tuple[Tensor, Tensor | None]:
         """The student's logits (N, K) and the teachers' (M, N, K), checked against each other and the labels."""
         student: Tensor = self(inputs)
+        check_rows(student, len(labels), f"the student ({type(self.student).__name__})")
         teachers = None
         if need_teachers:
             assert self.teachers is not None, "setup() loads the teachers"
             teachers = self.teachers(inputs, which) if cached is None else pick(cached, which)
-            if teachers.shape[1:] != student.shape:
+            check_rows(teachers[0], len(labels), "a teacher")
+            if teachers.shape[2] != student.shape[1]:
                 raise TeacherError(
                     f"The student has {student.shape[1]} classes and the teachers ({', '.join(self.teachers.names)} of "
                     f"{self.hparams['snapshots']}) have {teachers.shape[2]}. Give the student the teachers' number."
                 )
         if labels.device.type == "cpu" or not self._labels_checked:  # elsewhere a check waits for the device
             check_labels(labels, student.shape[1])
+            if self.training and teachers is not None and cached is None:  # what is cached was checked
+                assert self.teachers is not None
+                names = self.teachers.names
+                check_finite(teachers, names if which is None else [names[place] for place in which])
             self._labels_checked = True
         return student, teachers
 

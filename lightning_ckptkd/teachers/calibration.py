@@ -69,7 +69,8 @@ def calibrate(
     """Put an ensemble on the fastest path that gives what the plain loop gives.
 
     BatchNorm is folded wherever that is exact. Channels-last, compiled code and bfloat16 are kept where they are
-    faster. Where torch is told to be deterministic, or a path is known, nothing depends on a time.
+    faster. Where torch is told to be deterministic, or a path is known, nothing depends on a time. On a batch whose
+    logits are not all finite the plain loop is left: whoever trains on them has to refuse it.
 
     Args:
         ensemble: Is changed in place.
@@ -82,11 +83,13 @@ def calibrate(
     """
     if acceleration == "none":
         return Calibration(TeacherPath())
+    reference = ensemble(inputs)
+    if not bool(reference.isfinite().all()):  # nothing compares equal to NaN
+        return Calibration(TeacherPath())
     if known is not None or torch.are_deterministic_algorithms_enabled():
         wanted = known if known is not None else TeacherPath(folded=True, bf16=bf16)
-        _follow(ensemble, inputs, wanted)
+        _follow(ensemble, inputs, wanted, reference)
         return Calibration(ensemble.path)
-    reference = ensemble(inputs)
     plain = _seconds(ensemble, inputs)
     _fold(ensemble, inputs)
     best = _seconds(ensemble, inputs)
@@ -99,8 +102,7 @@ def calibrate(
     return Calibration(ensemble.path, plain, best)
 
 
-def _follow(ensemble: TeacherEnsemble, inputs: Tensor, path: TeacherPath) -> None:
-    reference = ensemble(inputs)
+def _follow(ensemble: TeacherEnsemble, inputs: Tensor, path: TeacherPath, reference: Tensor) -> None:
     if path.folded:
         _fold(ensemble, inputs)
     ensemble.take(channels_last=path.channels_last, bf16=path.bf16)

@@ -125,6 +125,7 @@ class TeacherEnsemble:
 
         Raises:
             ArgumentError: If a teacher gives no (N, K) logits.
+            TeacherError: If teachers differ in K, or in N.
         """
         if any(module.training for module in self._modules):  # somebody called train() on one of them
             for member in self.members:
@@ -132,7 +133,16 @@ class TeacherEnsemble:
         with torch.inference_mode():
             if self.path.channels_last and inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            logits = [self._run(place, inputs) for place in (range(len(self)) if which is None else which)]
+            places = range(len(self)) if which is None else which
+            logits = [self._run(place, inputs) for place in places]
+        if any(found.shape != logits[0].shape for found in logits):
+            shapes = ", ".join(
+                f"{self.names[place]}: {tuple(found.shape)}" for place, found in zip(places, logits, strict=True)
+            )
+            raise TeacherError(
+                f"The teachers' logits differ in shape, (N, K) for each ({shapes}). Choose teachers of one number of "
+                "classes K with choice=."
+            )
         return torch.stack(logits)  # outside: a loss can't keep tensors of inference mode for its gradient
 
     def _run(self, place: int, inputs: Tensor) -> Tensor:
@@ -191,6 +201,25 @@ class TeacherEnsemble:
 
     def _find_modules(self) -> list[nn.Module]:
         return [child for member in self.members for child in member.modules()]
+
+
+def check_finite(logits: Tensor, names: Sequence[str]) -> None:
+    """Check that no logit is NaN or infinite; on a GPU, this waits for it.
+
+    Args:
+        logits: Shape (M, N, K).
+        names: Of the M teachers, for the message.
+
+    Raises:
+        TeacherError: If one is; names the teacher and the sample.
+    """
+    finite = logits.isfinite()
+    if not bool(finite.all()):
+        teacher, sample, label = (~finite).nonzero()[0].tolist()
+        raise TeacherError(
+            f"Teacher {names[teacher]} gives {float(logits[teacher, sample, label])} for class {label} of sample "
+            f"{sample} (from 0) of the batch. Choose another teacher with choice=, or mend the sample."
+        )
 
 
 def is_close(found: Tensor, reference: Tensor, tolerance: float) -> bool:

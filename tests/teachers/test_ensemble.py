@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore, TeacherError
 from lightning_ckptkd.teachers import TeacherEnsemble
+from lightning_ckptkd.teachers.ensemble import check_finite
 from tests.projects import DigitsData, Project, digits, make_trainer, to_write
 
 X = digits(0, 16).tensors[0]
@@ -103,6 +104,32 @@ def test_a_changed_file_is_not_loaded(store: SnapshotStore) -> None:
     first.write_bytes(second.read_bytes())
     with pytest.raises(SnapshotError, match="does not have the SHA-256"):
         TeacherEnsemble.load(store, store.snapshots, Project())
+
+
+def test_teachers_of_different_numbers_of_classes() -> None:
+    members = [nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 5)]
+    ensemble = TeacherEnsemble(members, ["epoch 1", "epoch 2", "epoch 3"])
+    x = torch.randn(2, 4)
+    told = r"differ in shape, \(N, K\) .*epoch 1: \(2, 3\), epoch 2: \(2, 3\), epoch 3: \(2, 5\).*one number of classes"
+    with pytest.raises(TeacherError, match=told):
+        ensemble(x)
+    with pytest.raises(TeacherError, match=r"\(epoch 3: \(2, 5\), epoch 1: \(2, 3\)\)"):
+        ensemble(x, [2, 0])
+    assert ensemble(x, [0, 1]).shape == (2, 2, 3)
+    assert ensemble(x, [2]).shape == (1, 2, 5)
+    with pytest.raises(TeacherError, match=r"epoch 1: \(1, 3\)"):
+        TeacherEnsemble(
+            [nn.Sequential(nn.Unflatten(0, (1, 2)), nn.Flatten(1), nn.Linear(8, 3)), members[0]], ["epoch 1", "2"]
+        )(x)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_are_named(value: float) -> None:
+    logits = torch.randn(3, 4, 5)
+    check_finite(logits, ["a", "b", "c"])
+    logits[1, 2, 3] = value
+    with pytest.raises(TeacherError, match=rf"Teacher b gives {value} for class 3 of sample 2 .*Choose another.*mend"):
+        check_finite(logits, ["a", "b", "c"])
 
 
 def test_teachers_of_another_output() -> None:
