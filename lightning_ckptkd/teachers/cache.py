@@ -30,8 +30,8 @@ _FORMAT, _VERSION = "lightning_ckptkd.logit_cache", 1
 class LogitCache:
     """The logits of M teachers on the n * V items of a dataset, on disk.
 
-    ``cache.json`` says what the logits depend on and is written first; then one file for each chunk of items, whole
-    or not at all. What is read was verified, is mapped and not loaded, and never unpickled.
+    ``cache.json`` says what the logits depend on and is written with the first chunk, before it: a folder is for no
+    teachers and data as long as it holds no logits. Then there is one file for each chunk of items, whole or not at all. What is read was verified, is mapped and not loaded, and never unpickled.
 
     Use :meth:`open`, then ``filling.fill``, then :meth:`verify`, then :meth:`read`.
 
@@ -49,7 +49,7 @@ class LogitCache:
 
     @classmethod
     def open(cls, folder: str | Path, key: CacheKey, chunk_items: int = CHUNK) -> Self:
-        """Open a cache, or make one where the folder has none.
+        """Open a cache; where the folder has none, the first chunk that is written makes one.
 
         Args:
             folder: On this machine's file system; several ranks may open it at once.
@@ -59,7 +59,6 @@ class LogitCache:
         Raises:
             ArgumentError: If the folder is not local, or ``chunk_items`` is below 1.
             CacheError: If the folder has a cache for something else, or an index that can't be read.
-            SnapshotError: If the folder can't be written.
         """
         if chunk_items < 1:
             raise ArgumentError(f"chunk_items should be 1 or more, got {chunk_items}.")
@@ -67,10 +66,7 @@ class LogitCache:
         if not isinstance(place, LocalFolder):
             raise ArgumentError(f"{folder}: a cache of logits is mapped into memory. Give a local folder.")
         if place.exists(INDEX_NAME):
-            return cls(place, key, _read_index(place, key))
-        place.make()
-        document = {"format": _FORMAT, "version": _VERSION, "chunk_items": chunk_items, "key": key.document()}
-        place.write_json(INDEX_NAME, document, run_tag(key.digest()))
+            chunk_items = _read_index(place, key)
         return cls(place, key, chunk_items)
 
     @property
@@ -116,11 +112,14 @@ class LogitCache:
         What a killed process of the same rank left is cleaned.
 
         Raises:
-            SnapshotError: If another process fills the same rank's share.
+            CacheError: If another process has meanwhile made a cache for something else.
+            SnapshotError: If another process fills the same rank's share, or the folder can't be written.
         """
         lock = LocalFolder(self._folder.path / f"rank-{rank}")
         lock.make()
         with lock.lock(self._digest):
+            if self._folder.exists(INDEX_NAME):
+                self.chunk_items = _read_index(self._folder, self.key)
             self._tag = run_tag(f"{self._digest} {rank}")
             self._folder.clean(self._tag, lambda _: False)
             try:
@@ -156,6 +155,8 @@ class LogitCache:
         self._set_classes(logits.shape[2], chunk)
         tensors = {"checksums": checksums.to("cpu", torch.long), **tensors}
         parts = chunk_parts(self._spec(chunk), logits.shape[2], tensors)
+        if not self._folder.exists(INDEX_NAME):
+            self._folder.write_json(INDEX_NAME, self._index(), self._tag)
         self._folder.write(self._name(chunk), parts, self._tag)
         self._chunks = None
 
@@ -254,6 +255,14 @@ class LogitCache:
                 f"{self._path(chunk)} has {classes} classes and others have {self._classes}: the teachers' network "
                 f"changed. Delete {self._folder}; it is filled again."
             )
+
+    def _index(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "chunk_items": self.chunk_items,
+            "key": self.key.document(),
+        }
 
     def _name(self, chunk: int) -> str:
         return f"chunk-{chunk:06d}.safetensors"

@@ -39,7 +39,8 @@ def fill(
 ) -> int:
     """Run the teachers over this rank's missing items, in order, and write each chunk as soon as it is whole.
 
-    What a chunk's file holds stays, whatever ends this; the next call goes on behind it. The process's random states
+    What a chunk's file holds stays, whatever ends this; the next call goes on behind it. No batch reaches into another
+    chunk, so a chunk's logits do not depend on which ones were missing, to the last bit. The process's random states
     are afterwards as before, so that a training which finds the cache filled goes as one that fills it.
 
     Args:
@@ -48,7 +49,7 @@ def fill(
         teachers: Gives logits (M, N, K) of inputs (N, ...); already on ``device``.
         unpack: X and Y of a collated batch.
         collate_fn: The training dataloader's; it keeps samples in their order.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, at most.
         num_workers: Processes that load samples.
         device: Where the teachers are.
         progress: Whether rank 0 shows a bar.
@@ -78,11 +79,10 @@ def fill(
         missing = cache.missing(rank, ranks)
         if not missing:
             return 0
-        items = _Items([cache.items(chunk) for chunk in missing])
+        chunks = [cache.items(chunk) for chunk in missing]
         loader = DataLoader(
             views,
-            batch_size=batch_size,
-            sampler=items,
+            batch_sampler=_ChunkBatches(chunks, batch_size),
             num_workers=num_workers,
             collate_fn=CollateViews(collate_fn),
             pin_memory=torch.device(device).type == "cuda",
@@ -90,46 +90,37 @@ def fill(
             multiprocessing_context=multiprocessing_context if num_workers else None,
         )
         batches = _run(loader, teachers, unpack, torch.device(device), len(key.teachers))
-        rows = _Rows(batches)
-        with tqdm(
-            total=len(items), desc="Caching teachers' logits", unit="item", disable=not progress or rank > 0
-        ) as bar:
-            for chunk in missing:
-                count = len(cache.items(chunk))
-                cache.write(chunk, *rows.take(count))
-                bar.update(count)
-        return len(items)
+        count = sum(map(len, chunks))
+        with tqdm(total=count, desc="Caching teachers' logits", unit="item", disable=not progress or rank > 0) as bar:
+            for chunk, items in zip(missing, chunks, strict=True):
+                cache.write(chunk, *_take(batches, len(items)))
+                bar.update(len(items))
+        return count
 
 
-class _Items(Sampler[int]):
-    """Items of several ranges, one after another."""
+class _ChunkBatches(Sampler[list[int]]):
+    """The items of several chunks in batches; the last one of a chunk may be smaller."""
 
-    def __init__(self, ranges: Sequence[range]) -> None:
-        self._ranges = ranges
+    def __init__(self, chunks: Sequence[range], batch_size: int) -> None:
+        self._chunks, self._batch_size = chunks, batch_size
 
     @override
-    def __iter__(self) -> Iterator[int]:
-        for items in self._ranges:
-            yield from items
+    def __iter__(self) -> Iterator[list[int]]:
+        for items in self._chunks:
+            for start in range(0, len(items), self._batch_size):
+                yield list(items[start : start + self._batch_size])
 
     def __len__(self) -> int:
-        return sum(map(len, self._ranges))
+        return sum(-(-len(items) // self._batch_size) for items in self._chunks)
 
 
-class _Rows:
-    """Batches cut anew, into as many rows as are asked for."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-        self._held: list[tuple[Tensor, Tensor]] = []
-
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next ``count`` rows: logits (count, M, K) and checksums (count,)."""
-        while sum(len(checksums) for _, checksums in self._held) < count:
-            self._held.append(next(self._batches))
-        logits, checksums = (torch.cat(pieces) for pieces in zip(*self._held, strict=True))
-        self._held = [(logits[count:], checksums[count:])] if len(checksums) > count else []
-        return logits[:count], checksums[:count]
+def _take(batches: Batches, count: int) -> tuple[Tensor, Tensor]:
+    """The next batches, which together have ``count`` rows: logits (count, M, K) and checksums (count,)."""
+    held: list[tuple[Tensor, Tensor]] = []
+    while sum(len(checksums) for _, checksums in held) < count:
+        held.append(next(batches))
+    logits, checksums = (torch.cat(pieces) for pieces in zip(*held, strict=True))
+    return logits, checksums
 
 
 def _run(

@@ -124,7 +124,7 @@ def test_another_key_is_refused(tmp_path: Path, change: dict[str, Any], told: st
 
 
 def test_long_texts_are_told_where_they_differ(tmp_path: Path) -> None:
-    LogitCache.open(tmp_path, replace(KEY, network="x" * 5000 + "Linear(7)"))
+    filled(tmp_path, replace(KEY, network="x" * 5000 + "Linear(7)"), made_logits())
     with pytest.raises(CacheError, match=r"network: cached '…x+Linear\(7\)', wanted '…x+Linear\(8\)'"):
         LogitCache.open(tmp_path, replace(KEY, network="x" * 5000 + "Linear(8)"))
 
@@ -176,13 +176,46 @@ def test_fingerprints() -> None:
 
 
 def test_the_index_is_readable_and_comes_first(tmp_path: Path) -> None:
-    LogitCache.open(tmp_path / "new" / "cache", KEY)
+    cache = LogitCache.open(tmp_path / "new" / "cache", KEY, CHUNK)
+    assert not (tmp_path / "new").exists(), "a folder without logits is for any"
+    with cache.filling(), watched_disk(interrupt_at("replace", 2)), pytest.raises(KeyboardInterrupt):
+        cache.write(0, made_logits()[:4], CHECKSUMS[:4])
+    assert list(files(tmp_path / "new" / "cache")) == ["cache.json"]
     document = json.loads((tmp_path / "new" / "cache" / "cache.json").read_text())
     assert document["format"] == "lightning_ckptkd.logit_cache"
     assert document["key"]["teachers"] == list(KEY.teachers)
     assert document["key"]["packages"]["torch"] == version("torch")
-    assert document["chunk_items"] == 4096
-    assert LogitCache.open(tmp_path / "new" / "cache", KEY, chunk_items=7).chunk_items == 4096
+    assert document["chunk_items"] == CHUNK
+    assert LogitCache.open(tmp_path / "new" / "cache", KEY, chunk_items=7).chunk_items == CHUNK
+
+
+def interrupt_at(name: str, count: int) -> Callable[[int, str], None]:
+    """Ahead of a call of this name to the disk, the ``count``-th."""
+    left = count
+
+    def before(_: int, found: str) -> None:
+        nonlocal left
+        left -= found == name
+        if found == name and left == 0:
+            raise KeyboardInterrupt
+
+    return before
+
+
+def test_a_cache_for_something_else_that_came_meanwhile(tmp_path: Path) -> None:
+    late = LogitCache.open(tmp_path, replace(KEY, seed=4), CHUNK)
+    filled(tmp_path, KEY, made_logits())
+    before = files(tmp_path)
+    with (
+        pytest.raises(CacheError, match=r"holds the logits of something else \(seed: cached 3, wanted 4"),
+        late.filling(),
+    ):
+        pass
+    assert files(tmp_path) == before
+    same = LogitCache.open(tmp_path / "same", KEY, 7)
+    filled(tmp_path / "same", KEY, made_logits())
+    with same.filling():
+        assert same.missing() == [] and same.chunk_items == CHUNK
 
 
 @pytest.mark.parametrize(
@@ -210,9 +243,9 @@ def test_folders_that_can_not_be(tmp_path: Path) -> None:
         LogitCache.open("memory://cache", KEY)
     with pytest.raises(ArgumentError, match="chunk_items should be 1 or more, got 0"):
         LogitCache.open(tmp_path, KEY, 0)
-    LogitCache.open(tmp_path, KEY)
+    filled(tmp_path, KEY, made_logits())
     index = tmp_path / "cache.json"
-    index.write_text(index.read_text().replace('"chunk_items": 4096', '"chunk_items": 0'))
+    index.write_text(index.read_text().replace('"chunk_items": 4', '"chunk_items": 0'))
     with pytest.raises(CacheError, match="chunks of 0 items"):
         LogitCache.open(tmp_path, KEY)
 

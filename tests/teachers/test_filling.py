@@ -91,11 +91,27 @@ def test_goes_on_where_it_was_interrupted(tmp_path: Path, done: int) -> None:
     teachers = Counted(fail_after=CHUNK * done + 3)
     with pytest.raises(KeyboardInterrupt):
         filled(LogitCache.open(tmp_path, KEY, CHUNK), teachers, batch_size=1)
-    rest, cache = Counted(), LogitCache.open(tmp_path, KEY)
+    rest, cache = Counted(), LogitCache.open(tmp_path, KEY, CHUNK)
     assert cache.missing() == list(range(done, 4))
     assert filled(cache, rest) == rest.seen == 60 - CHUNK * done
     cache.verify()
     assert torch.equal(cache.read(torch.arange(60)), expected(Counted()))
+
+
+def test_a_chunks_batches_do_not_depend_on_what_is_missing(tmp_path: Path) -> None:
+    """Since the last bits of logits depend on the size of the batch."""
+    sizes: list[int] = []
+
+    def teachers(inputs: Tensor) -> Tensor:
+        sizes.append(len(inputs))
+        return Counted()(inputs)
+
+    filled(LogitCache.open(tmp_path, KEY, CHUNK), teachers)
+    assert sizes == [7, 7, 2] * 3 + [7, 5]
+    sizes.clear()
+    (tmp_path / "chunk-000001.safetensors").unlink()
+    filled(LogitCache.open(tmp_path, KEY), teachers)
+    assert sizes == [7, 7, 2]
 
 
 def test_a_chunk_that_was_deleted_is_filled_again(tmp_path: Path) -> None:
@@ -120,12 +136,12 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    chunks = 0
+    files = 0
 
     def fill_up(call: int, name: str) -> None:
-        nonlocal chunks
-        chunks += name == "replace"
-        if name == "write" and chunks == 2:
+        nonlocal files
+        files += name == "replace"
+        if name == "write" and files == 3:  # the index and two chunks
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     cache = LogitCache.open(tmp_path, KEY, CHUNK)
