@@ -31,6 +31,7 @@ EXPERIMENTS: dict[str, tuple[str, tuple[object, ...]]] = {
     "hostile_names": ("hostile_names", (200, 0)),
     "hostile_checkpoints": ("hostile_checkpoints", (500, 0)),
     "two_runs": ("two_runs", (50, 0)),
+    "cache_faults": ("cache_faults", (100, 0)),
     "rank_faults": ("rank_faults", (3, 0)),
     "interruptions": ("interruptions", (3, 0)),
 }
@@ -83,6 +84,11 @@ _ROWS = {
         "two runs start in one folder at the same moment",
         "{trials}",
         "one won in {one_won}; {refused_by_the_lock} refused by the lock, the rest by the manifest",
+    ),
+    "cache_faults": (
+        "SIGKILL while a cache of teachers' logits is filled, three times each, then filled to the end",
+        "{trials}",
+        "no chunk lost or written again ({chunks_kept} kept); cache and student as of a run that was not killed",
     ),
     "rank_faults": (
         "one of two gloo ranks raises, dies or hangs in each of six phases",

@@ -36,6 +36,13 @@ def test_two_runs_start_together() -> None:
     assert result["refused_by_the_lock"] >= 3, "two of one run are told apart by nothing else"
 
 
+def test_killed_while_filling_a_cache() -> None:
+    result = run_trials("cache_faults", 2, 0)
+    assert result["trials"] == 6
+    assert result["chunks_kept"] > 0
+    assert "is being written by" in result["refusal"] and "or wait until that one has ended" in result["refusal"]
+
+
 def test_one_of_two_ranks_fails() -> None:
     assert run_trials("rank_faults", 1, 0)["trials"] == 18
 
