@@ -30,8 +30,9 @@ _FORMAT, _VERSION = "lightning_ckptkd.logit_cache", 1
 class LogitCache:
     """The logits of M teachers on the n * V items of a dataset, on disk.
 
-    ``cache.json`` says what the logits depend on and is written with the first chunk, before it: a folder is for no
-    teachers and data as long as it holds no logits. Then there is one file for each chunk of items, whole or not at all. What is read was verified, is mapped and not loaded, and never unpickled.
+    ``cache.json`` says what the logits depend on and is written just before the first chunk: a folder is for no
+    teachers and data as long as it holds no logits. Then there is one file for each chunk of items, whole or not at
+    all. What is read was verified, is mapped and not loaded, and never unpickled.
 
     Use :meth:`open`, then ``filling.fill``, then :meth:`verify`, then :meth:`read`.
 
