@@ -24,8 +24,9 @@ from lightning_ckptkd.batches import check_labels, inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, TeacherError
 from lightning_ckptkd.logits import check_rows, get_logits
 from lightning_ckptkd.losses import KDLoss, LogitLoss
+from lightning_ckptkd.mixing import Mix, check_cached_mix
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
-from lightning_ckptkd.ranks import on_each_rank
+from lightning_ckptkd.ranks import current_rank, on_each_rank
 from lightning_ckptkd.teachers import (
     TeacherCache,
     TeacherEnsemble,
@@ -81,6 +82,9 @@ class DistillationModule(LightningModule):
         lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
         submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
         cache: Run the teachers once, not once an epoch, and keep their logits on disk; see :class:`TeacherCache`.
+        mix: ``Mixup`` or ``CutMix`` of :mod:`lightning_ckptkd.mixing`, for the training batches. Live teachers see
+            the mixed samples; the cache has their logits on the samples themselves, so that with it the loss must be
+            ``KDLoss`` or ``MSELoss``.
         acceleration: How the teachers may run: ``auto`` times on the first batch what gives the plain loop's logits
             to 1e-5 (BatchNorm folded, channels last, compiled code where ten minutes of their time are ahead) and
             keeps the fastest; ``compile`` compiles in any case; ``none`` is the plain loop.
@@ -116,6 +120,7 @@ class DistillationModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         submodule: str | None = None,
         cache: TeacherCache | None = None,
+        mix: Mix | None = None,
         acceleration: str = "auto",
         bf16_teachers: bool = False,
         logits_key: str | int | None = None,
@@ -133,18 +138,21 @@ class DistillationModule(LightningModule):
                 "teacher_weights need a loss that takes them: one of lightning_ckptkd.losses. Leave them out, or weigh "
                 "the teachers in the function that kd_loss gives."
             )
+        if mix is not None and cache is not None:
+            check_cached_mix(kd_loss)
         check_acceleration(acceleration)
         harvests = pair_harvests(snapshots, teacher, teacher_weights)
         # strings, since a Path among the hyper-parameters would bar weights_only loading
         snapshots = next(iter(harvests)) if len(harvests) == 1 else list(harvests)
         self.save_hyperparameters(
-            ignore=["student", "teacher", "kd_loss", "schedule", "cache", "optimizer", "lr_scheduler"]
+            ignore=["student", "teacher", "kd_loss", "schedule", "cache", "mix", "optimizer", "lr_scheduler"]
         )
         self.student = student
         self.alpha = alpha
         self.kd_loss = KDLoss(temperature) if kd_loss is None else kd_loss
         self._schedule = schedule
         self._cache_option = cache
+        self._mix = mix
         self._kd_epochs = range(kd_from_epoch, sys.maxsize if kd_until_epoch is None else kd_until_epoch)
         self.teachers: TeacherEnsemble | None = None
         self._teacher_files: list[dict[str, str]] = []
@@ -234,12 +242,19 @@ class DistillationModule(LightningModule):
         if isinstance(batch, CachedBatch):
             batch, cached = batch
         inputs, labels = self.unpack_batch(batch)
+        pairs = None
+        if self._mix is not None:
+            inputs, pairs = self._mix(inputs, self.global_step, batch_idx, current_rank())
         learns = self.alpha < 1 and self.current_epoch in self._kd_epochs
         if learns and cached is None and self._teacher_path is None and self._trainer is not None:
             self._calibrate(inputs, self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches)
         which = self._which() if learns else None
         student, teachers = self._logits(inputs, labels, which, cached, need_teachers=learns)
         loss = self._loss(student, teachers, labels, which)
+        if pairs is not None:
+            if teachers is not None and cached is not None:  # they are of the samples themselves
+                teachers = teachers[:, pairs.permutation]
+            loss = pairs.average(loss, self._loss(student, teachers, labels[pairs.permutation], which))
         self.log(
             "train_loss",
             loss,

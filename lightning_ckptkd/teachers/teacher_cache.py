@@ -171,7 +171,8 @@ def _only_loader(trainer: Trainer) -> DataLoader[Any]:
     elif changed:
         reason = (
             f"{type(datamodule).__name__} changes batches on their way to the device ({', '.join(changed)}), which the "
-            "teachers would not see. Do that in the dataset's transforms"
+            "teachers would not see. Do that in the dataset's transforms, give Mixup and CutMix as "
+            "DistillationModule(mix=...)"
         )
     elif trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         reason = "the Trainer makes new dataloaders while it trains. Leave reload_dataloaders_every_n_epochs out"

@@ -98,7 +98,8 @@ class CollateViews:
             name = getattr(self.collate_fn, "__qualname__", type(self.collate_fn).__name__)
             raise ArgumentError(
                 f"collate_fn={name} draws random numbers, so a batch is not the one that the teachers saw. Draw them "
-                "in the dataset's transform, or train without the cache of teachers' logits."
+                "in the dataset's transform, give Mixup and CutMix as DistillationModule(mix=...), or train without "
+                "the cache of teachers' logits."
             )
         return ViewBatch(
             batch,
