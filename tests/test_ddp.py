@@ -80,6 +80,15 @@ def test_the_same_student_from_a_cache_that_all_ranks_fill(roots: tuple[Path, Pa
                 torch.testing.assert_close(cached[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_each_rank_mixes_in_its_own_way(roots: tuple[Path, Path]) -> None:
+    alone = torch.load(roots[0] / "mixed_0.pt", weights_only=True)
+    first, second = (torch.load(roots[1] / f"mixed_{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(first["lam"]) == 3 * 8
+    assert first["lam"] == alone["lam"]
+    assert not set(first["lam"]) & set(second["lam"])
+    assert all(torch.equal(first["student"][name], value) for name, value in second["student"].items())
+
+
 def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path) -> None:
     """203 samples and 4 snapshots do not divide by 1, 2 and 4 ranks alike."""
     documents: dict[str, list[Any]] = {"top": [], "greedy": [], "proxy": []}

@@ -391,6 +391,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, harvest: Path
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:.*ended before the epoch ended")  # nor is the sampler's place in a checkpoint
+def test_what_is_drawn_goes_on_in_the_middle_of_an_epoch(tmp_path: Path, harvest: Path) -> None:
+    class Recorded(Mixup):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drawn: list[tuple[int, ...]] = []
+
+        def __call__(self, inputs: Tensor, *place: int) -> tuple[Tensor, Pairs]:
+            self.drawn.append(place)
+            return super().__call__(inputs, *place)
+
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    runs = []
+    for ckpt_path in (None, tmp_path / "own" / "step=2.ckpt"):
+        mix = Recorded()
+        module = DistillationModule(student(), Project(), harvest, choice=[3], acceleration="none", mix=mix)
+        trainer = make_trainer(tmp_path, own, max_epochs=2, limit_val_batches=0, enable_checkpointing=True)
+        trainer.fit(module, DigitsData(shuffle=False), ckpt_path=ckpt_path)
+        runs.append(mix.drawn)
+    assert runs[0] == [(step, step % 4, 0) for step in range(8)]
+    assert runs[1] == runs[0][2:]
+
+
 class KDWithAnotherPair(KDLoss):
     def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
         return (student_logits.detach() - teacher_logits).abs().mean()

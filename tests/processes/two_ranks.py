@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, MISelector, TeacherCache
+from lightning_ckptkd.mixing import Mixup, Pairs
 from lightning_ckptkd.teachers import LogitCache
 from tests.projects import DigitsData, digits, make_trainer
 
@@ -84,14 +85,30 @@ def main(devices: int, root: Path, scenario: str) -> None:
     LogitCache.open.__func__.__defaults__ = (50,)  # items a chunk, so that each rank has a share
     cached, distil = student_of(snapshots, data, cache=TeacherCache(root / "cache", dtype="fp32"), **options)
     torch.save(cached.student.state_dict(), root / f"cached_{distil.global_rank}.pt")
+    mix = RecordedMixup(1.0)
+    mixed, distil = student_of(snapshots, data, mix=mix, **options)
+    torch.save({"student": mixed.student.state_dict(), "lam": mix.lam}, root / f"mixed_{distil.global_rank}.pt")
+
+
+class RecordedMixup(Mixup):
+    """Notes the share of each batch."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__(alpha)
+        self.lam: list[float] = []
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Pairs]:
+        inputs, pairs = super().__call__(*arguments)
+        self.lam.append(pairs.lam)
+        return inputs, pairs
 
 
 def student_of(
-    snapshots: Path, data: InOrder, cache: TeacherCache | None = None, **options: Any
+    snapshots: Path, data: InOrder, cache: TeacherCache | None = None, mix: Mixup | None = None, **options: Any
 ) -> tuple[DistillationModule, Trainer]:
     seed_everything(1, verbose=False)
     sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
-    module = DistillationModule(network(8), Teacher(), snapshots, cache=cache, **sgd)
+    module = DistillationModule(network(8), Teacher(), snapshots, cache=cache, mix=mix, **sgd)
     trainer = make_trainer(snapshots.parent, max_epochs=3, **options)
     trainer.fit(module, data)
     return module, trainer
