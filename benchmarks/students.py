@@ -156,12 +156,12 @@ class Students:
             return self._fit(Classifier(student, lr_scheduler=lr_scheduler))
         options: dict[str, Any] = {"student": student, "teacher": self._task.teacher(), "lr_scheduler": lr_scheduler}
         if _independent(choice):
-            options["snapshots"], options["choice"] = [str(self.harvest(teacher)) for teacher in others], "full"
             wanted, all_of_them, name = _independent(choice), others, "independent"
+            taken = all_of_them if self._task.views else wanted
+            options |= {"snapshots": [str(self.harvest(teacher)) for teacher in taken], "choice": "full"}
         else:
-            options["snapshots"] = self.harvest(0)
             wanted, all_of_them, name = _epochs(choice), epochs, "epochs"
-            options["choice"] = all_of_them if self._task.views else wanted
+            options |= {"snapshots": self.harvest(0), "choice": all_of_them if self._task.views else wanted}
         if self._task.views:  # one cache of all teachers for all students
             places = [all_of_them.index(number) for number in wanted]
             folder = self._out / "cache" / f"{name}_{'_'.join(map(str, all_of_them))}"
