@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
@@ -28,6 +29,7 @@ from lightning_ckptkd.mixing import Mix, check_cached_mix
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.ranks import current_rank, on_each_rank
 from lightning_ckptkd.teachers import (
+    FeatureMatching,
     TeacherCache,
     TeacherEnsemble,
     TeacherPath,
@@ -38,6 +40,17 @@ from lightning_ckptkd.teachers import (
     pair_harvests,
 )
 from lightning_ckptkd.teachers.ensemble import check_finite
+from lightning_ckptkd.teachers.feature_matching import (
+    StepFeatures,
+    catch_features,
+    check_layers,
+    check_resumed,
+    drop_gradients_of_others,
+    make_projectors,
+    make_saved_projectors,
+    match_features,
+    zero_of_others,
+)
 from lightning_ckptkd.teachers.teacher_cache import CachedBatch, describe_network, pick, train_on_cache
 
 _CHECKPOINT_KEY = "lightning_ckptkd_teachers"
@@ -85,6 +98,10 @@ class DistillationModule(LightningModule):
         mix: ``Mixup`` or ``CutMix`` of :mod:`lightning_ckptkd.mixing`, for the training batches. Live teachers see
             the mixed samples; the cache has their logits on the samples themselves, so that with it the loss must be
             ``KDLoss`` or ``MSELoss``.
+        feature_matching: Match the student's features with the teachers' too; see :class:`FeatureMatching`. The
+            teachers then run for their features also where ``alpha`` is 1, and always in the plain loop, whatever
+            ``acceleration`` and ``bf16_teachers`` say. Adds ``train_feature_loss`` to the log, and the projectors to
+            the module's parameters and checkpoints.
         acceleration: How the teachers may run: ``auto`` times on the first batch what gives the plain loop's logits
             to 1e-5 (BatchNorm folded, channels last, compiled code where ten minutes of their time are ahead) and
             keeps the fastest; ``compile`` compiles in any case; ``none`` is the plain loop.
@@ -121,6 +138,7 @@ class DistillationModule(LightningModule):
         submodule: str | None = None,
         cache: TeacherCache | None = None,
         mix: Mix | None = None,
+        feature_matching: FeatureMatching | None = None,
         acceleration: str = "auto",
         bf16_teachers: bool = False,
         logits_key: str | int | None = None,
@@ -140,12 +158,27 @@ class DistillationModule(LightningModule):
             )
         if mix is not None and cache is not None:
             check_cached_mix(kd_loss)
+        if cache is not None and feature_matching is not None:
+            raise ArgumentError(
+                "feature_matching needs the teachers' features, but a cache holds their logits only. Leave cache or "
+                "feature_matching out."
+            )
         check_acceleration(acceleration)
         harvests = pair_harvests(snapshots, teacher, teacher_weights)
         # strings, since a Path among the hyper-parameters would bar weights_only loading
         snapshots = next(iter(harvests)) if len(harvests) == 1 else list(harvests)
         self.save_hyperparameters(
-            ignore=["student", "teacher", "kd_loss", "schedule", "cache", "mix", "optimizer", "lr_scheduler"]
+            ignore=[
+                "student",
+                "teacher",
+                "kd_loss",
+                "schedule",
+                "cache",
+                "mix",
+                "feature_matching",
+                "optimizer",
+                "lr_scheduler",
+            ]
         )
         self.student = student
         self.alpha = alpha
@@ -153,6 +186,9 @@ class DistillationModule(LightningModule):
         self._schedule = schedule
         self._cache_option = cache
         self._mix = mix
+        self._feature_matching = feature_matching
+        self.projectors = nn.ModuleList()  # one for each teacher, where features are matched
+        self._matched: set[int] = set()  # places of the teachers that ran since the last optimiser step
         self._kd_epochs = range(kd_from_epoch, sys.maxsize if kd_until_epoch is None else kd_until_epoch)
         self.teachers: TeacherEnsemble | None = None
         self._teacher_files: list[dict[str, str]] = []
@@ -194,6 +230,10 @@ class DistillationModule(LightningModule):
         self._teacher_epochs = [snapshot.epoch for snapshot in snapshots]
         if self._schedule is not None:
             self._schedule.check(self._teacher_epochs)
+        if self._feature_matching is not None:
+            check_layers(self._feature_matching, self.student, teachers)
+            if len(self.projectors) != len(teachers):  # else they came from a checkpoint
+                self.projectors = make_projectors(self._feature_matching, len(teachers)).to(self.device)
         self.teachers = teachers
         self._network = describe_network(teachers)  # before they are folded
 
@@ -245,16 +285,20 @@ class DistillationModule(LightningModule):
         pairs = None
         if self._mix is not None:
             inputs, pairs = self._mix(inputs, self.global_step, batch_idx, current_rank())
-        learns = self.alpha < 1 and self.current_epoch in self._kd_epochs
+        matching = self._feature_matching
+        learns = (self.alpha < 1 or matching is not None) and self.current_epoch in self._kd_epochs
         if learns and cached is None and self._teacher_path is None and self._trainer is not None:
             self._calibrate(inputs, self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches)
         which = self._which() if learns else None
-        student, teachers = self._logits(inputs, labels, which, cached, need_teachers=learns)
+        with catch_features(matching if learns else None, self.student, self.teachers, which) as features:
+            student, teachers = self._logits(inputs, labels, which, cached, need_teachers=learns)
         loss = self._loss(student, teachers, labels, which)
         if pairs is not None:
             if teachers is not None and cached is not None:  # they are of the samples themselves
                 teachers = teachers[:, pairs.permutation]
             loss = pairs.average(loss, self._loss(student, teachers, labels[pairs.permutation], which))
+        if matching is not None:
+            loss = loss + self._feature_term(features, matching.weight, len(labels))
         self.log(
             "train_loss",
             loss,
@@ -265,6 +309,11 @@ class DistillationModule(LightningModule):
             sync_dist=True,
         )
         return loss
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        drop_gradients_of_others(self.projectors, self._matched)
+        self._matched.clear()
 
     @override
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -287,7 +336,7 @@ class DistillationModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        return configure(self.student, self._optimizer, self._lr_scheduler)
+        return configure(nn.ModuleList([self.student, self.projectors]), self._optimizer, self._lr_scheduler)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -299,6 +348,8 @@ class DistillationModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(_CHECKPOINT_KEY)
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if not fitting:
+            self.projectors = make_saved_projectors(self._feature_matching, checkpoint).to(self.device)
         if not fitting or saved is None:
             return
         hashes = [sorted(item["sha256"] for item in files) for files in (saved, self._teacher_files)]
@@ -309,6 +360,9 @@ class DistillationModule(LightningModule):
                 f"{self.hparams['snapshots']}. Select the same snapshots again, name their epochs with choice=, or "
                 "start a new run."
             )
+        check_resumed(
+            self.projectors, checkpoint, *([item["sha256"] for item in files] for files in (saved, self._teacher_files))
+        )
         if _PATH_KEY in checkpoint:  # a path that is timed anew could be another one, with other last digits
             self._known_path = TeacherPath(**checkpoint[_PATH_KEY])
 
@@ -381,6 +435,15 @@ class DistillationModule(LightningModule):
         loss: Tensor = (1 - self.alpha) * self.kd_loss(student, teachers, labels, *weights)
         return loss + self.alpha * F.cross_entropy(student, labels) if self.alpha > 0 else loss
 
+    def _feature_term(self, features: StepFeatures, weight: float, batch_size: int) -> Tensor | float:
+        self._matched.update(features.teachers)
+        rest = zero_of_others(self.projectors, features.teachers)
+        if not features.teachers:
+            return rest
+        found = match_features(self.projectors, features, self._teacher_weights)
+        self.log("train_feature_loss", found, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+        return weight * found + rest
+
     def _run_for_cache(self, inputs: Tensor) -> Tensor:
         """The teachers' logits, as training would have them from batches that Lightning has converted."""
         assert self.teachers is not None and self._cache_option is not None
@@ -396,7 +459,7 @@ class DistillationModule(LightningModule):
         found = calibrate(
             self.teachers,
             inputs,
-            options["acceleration"],
+            options["acceleration"] if self._feature_matching is None else "none",  # others change what layers give
             bf16=options["bf16_teachers"],
             batches=batches if math.isfinite(batches) else 0,
             known=self._known_path,

@@ -89,6 +89,15 @@ def test_each_rank_mixes_in_its_own_way(roots: tuple[Path, Path]) -> None:
     assert all(torch.equal(first["student"][name], value) for name, value in second["student"].items())
 
 
+def test_the_same_projectors_where_one_teacher_runs_at_a_time(roots: tuple[Path, Path]) -> None:
+    one = torch.load(roots[0] / "matched_0.pt", weights_only=True)
+    ranks = [torch.load(roots[1] / f"matched_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert sum(name.startswith("projectors.") for name in one) == 4
+    for name, value in one.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path) -> None:
     """203 samples and 4 snapshots do not divide by 1, 2 and 4 ranks alike."""
     documents: dict[str, list[Any]] = {"top": [], "greedy": [], "proxy": []}

@@ -5,6 +5,7 @@ from lightning_ckptkd.teachers.cache_key import CacheKey, fingerprint
 from lightning_ckptkd.teachers.calibration import calibrate, check_acceleration
 from lightning_ckptkd.teachers.choice import choose_teachers
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath
+from lightning_ckptkd.teachers.feature_matching import FeatureMatching
 from lightning_ckptkd.teachers.filling import fill
 from lightning_ckptkd.teachers.loading import load_teachers, pair_harvests
 from lightning_ckptkd.teachers.schedules import Progressive, RandomTeacher, Route, TeacherSchedule
@@ -14,6 +15,7 @@ from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views, View
 __all__ = [
     "CacheKey",
     "CollateViews",
+    "FeatureMatching",
     "LogitCache",
     "Progressive",
     "RandomTeacher",

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, MISelector, TeacherCache
 from lightning_ckptkd.mixing import Mixup, Pairs
-from lightning_ckptkd.teachers import LogitCache
+from lightning_ckptkd.teachers import FeatureMatching, LogitCache, RandomTeacher
 from tests.projects import DigitsData, digits, make_trainer
 
 
@@ -82,11 +84,15 @@ def main(devices: int, root: Path, scenario: str) -> None:
     torch.save(module.student.state_dict(), root / f"student_{distil.global_rank}.pt")
     if distil.global_rank == 0:
         (root / "result.json").write_text(json.dumps(result))
+    matching = FeatureMatching("2", "net.2", 8, 32, spatial=False)
+    part = {"feature_matching": matching, "schedule": RandomTeacher(), "kd_until_epoch": 2}
+    matched, distil = student_of(snapshots, data, part, **options)
+    torch.save(matched.state_dict(), root / f"matched_{distil.global_rank}.pt")
     LogitCache.open.__func__.__defaults__ = (50,)  # items a chunk, so that each rank has a share
-    cached, distil = student_of(snapshots, data, cache=TeacherCache(root / "cache", dtype="fp32"), **options)
+    cached, distil = student_of(snapshots, data, {"cache": TeacherCache(root / "cache", dtype="fp32")}, **options)
     torch.save(cached.student.state_dict(), root / f"cached_{distil.global_rank}.pt")
     mix = RecordedMixup(1.0)
-    mixed, distil = student_of(snapshots, data, mix=mix, **options)
+    mixed, distil = student_of(snapshots, data, {"mix": mix}, **options)
     torch.save({"student": mixed.student.state_dict(), "lam": mix.lam}, root / f"mixed_{distil.global_rank}.pt")
 
 
@@ -104,11 +110,11 @@ class RecordedMixup(Mixup):
 
 
 def student_of(
-    snapshots: Path, data: InOrder, cache: TeacherCache | None = None, mix: Mixup | None = None, **options: Any
+    snapshots: Path, data: InOrder, module_options: Mapping[str, Any] = MappingProxyType({}), **options: Any
 ) -> tuple[DistillationModule, Trainer]:
     seed_everything(1, verbose=False)
     sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
-    module = DistillationModule(network(8), Teacher(), snapshots, cache=cache, mix=mix, **sgd)
+    module = DistillationModule(network(8), Teacher(), snapshots, **sgd, **module_options)
     trainer = make_trainer(snapshots.parent, max_epochs=3, **options)
     trainer.fit(module, data)
     return module, trainer
