@@ -49,6 +49,7 @@ from lightning_ckptkd.teachers.feature_matching import (
     make_projectors,
     make_saved_projectors,
     match_features,
+    refuse_averaging,
     zero_of_others,
 )
 from lightning_ckptkd.teachers.teacher_cache import CachedBatch, describe_network, pick, train_on_cache
@@ -232,6 +233,8 @@ class DistillationModule(LightningModule):
             self._schedule.check(self._teacher_epochs)
         if self._feature_matching is not None:
             check_layers(self._feature_matching, self.student, teachers)
+            if stage == "fit":
+                refuse_averaging(self._trainer)
             if len(self.projectors) != len(teachers):  # else they came from a checkpoint
                 self.projectors = make_projectors(self._feature_matching, len(teachers)).to(self.device)
         self.teachers = teachers

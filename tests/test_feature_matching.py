@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -324,6 +324,11 @@ def test_not_with_a_cache(tmp_path: Path, harvest: Path) -> None:
     with pytest.raises(ArgumentError, match=r"a cache holds their logits only. Leave cache or feature_matching out"):
         make(harvest, cache=TeacherCache(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_not_with_averaged_weights(tmp_path: Path, harvest: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"feature_matching: EMAWeightAveraging leaves the projectors out of"):
+        fit(tmp_path, make(harvest), EMAWeightAveraging())
 
 
 def test_from_the_command_line(tmp_path: Path, harvest: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
@@ -79,6 +81,21 @@ def check_layers(option: FeatureMatching, student: nn.Module, teachers: TeacherE
     get_submodule(student, option.student_layer, "feature_matching.student_layer")
     for member in teachers.members:
         get_submodule(member, option.teacher_layer, "feature_matching.teacher_layer")
+
+
+def refuse_averaging(trainer: Trainer | None) -> None:
+    """Refuse Lightning's averaging: it copies the module before the projectors are made, and saves the copy.
+
+    Raises:
+        ArgumentError: If the Trainer has such a callback.
+    """
+    callbacks: list[Callback] = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    found = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if found:
+        raise ArgumentError(
+            f"feature_matching: {found[0]} leaves the projectors out of its checkpoints, so that training could not be "
+            "resumed. Leave one of them out."
+        )
 
 
 def make_projectors(option: FeatureMatching, count: int) -> nn.ModuleList:
