@@ -1,8 +1,8 @@
-# The two commands, `make demo` and `make test`, set up all that they need in .venv.
+# `make demo`, `make test` and `make bench` set up all that they need in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test bench format clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m lightning_ckptkd.demo
@@ -12,6 +12,9 @@ test: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+bench: .venv/bench.stamp
+	$(BIN)/python -m benchmarks.peers
 
 format: .venv/test.stamp
 	$(BIN)/ruff format .
@@ -28,6 +31,12 @@ format: .venv/test.stamp
 	@echo "Installing into .venv; with torch it takes about 6 GB, and the first time some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,test]'
+	touch $@
+
+.venv/bench.stamp: pyproject.toml
+	@echo "Installing into .venv; with torch it takes about 6 GB, and the first time some minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
 	touch $@
 
 clean:

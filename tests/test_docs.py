@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import information_plane, rules
+from benchmarks import information_plane, peers, rules
 from benchmarks.reliability import make_table
 
 REPOSITORY = Path(__file__).parent.parent
@@ -48,3 +48,11 @@ def test_the_selection_on_real_data() -> None:
 def test_what_a_selection_costs() -> None:
     table = json.loads((RESULTS / "selection.json").read_text())["table"]
     assert table in (REPOSITORY / "docs" / "selection.md").read_text()
+
+
+def test_speed_beside_the_others() -> None:
+    """Between the markers stands what the file says, and nothing where nothing was measured."""
+    text = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    shown = text.split("<!-- measured -->\n")[1].split("\n<!-- end -->")[0]
+    results = RESULTS / "peers.json"
+    assert shown == (peers.make_section(json.loads(results.read_text())) if results.exists() else "Not measured yet.")

@@ -1,0 +1,81 @@
+"""What benchmarks/peers.py compares does the same work: one step leaves the same student."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from benchmarks import peer_loops
+from benchmarks.peers import Ratio
+from lightning_ckptkd import DistillationModule, SnapshotStore
+from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
+from lightning_ckptkd.zoo import CIFARResNet
+from tests.teachers.test_folding import trained
+
+CPU = torch.device("cpu")
+IMAGES = 128  # one step, so that the order of the images does not matter
+
+
+def network() -> nn.Module:
+    return CIFARResNet(8, 10, 2, 1)
+
+
+@pytest.fixture
+def data() -> TensorDataset:
+    return TensorDataset(torch.rand(IMAGES, 1, 8, 8), torch.randint(10, (IMAGES,)))
+
+
+@pytest.fixture
+def harvested(tmp_path: Path) -> tuple[Path, list[nn.Module]]:
+    with SnapshotStore.create(tmp_path / "harvest", "run", {}) as store:
+        for epoch in range(2):
+            store.commit(trained(network()).state_dict(), epoch=epoch, global_step=epoch + 1)
+        return tmp_path / "harvest", TeacherEnsemble.load(store, store.snapshots, network()).members
+
+
+def weights_after_a_step(training: peer_loops.Training, student: nn.Module) -> torch.Tensor:
+    watch = peer_loops.Stopwatch(CPU, each_step=False)
+    training.run_epoch(watch)
+    assert len(watch.steps) == 1
+    assert 0 < sum(watch.steps) <= watch.epoch
+    return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+
+def published(first: nn.Module, teachers: list[nn.Module], data: TensorDataset) -> torch.Tensor:
+    student = copy.deepcopy(first)
+    return weights_after_a_step(peer_loops.PublishedLoop(student, teachers, data, CPU), student)
+
+
+@pytest.mark.filterwarnings("ignore:.*no .val_dataloader.*")
+@pytest.mark.parametrize("cached", [False, True])
+def test_ours(tmp_path: Path, harvested: tuple[Path, list[nn.Module]], data: TensorDataset, cached: bool) -> None:
+    folder, teachers = harvested
+    first = network()
+    student = copy.deepcopy(first)
+    cache = TeacherCache(tmp_path / "cache", dtype="fp32") if cached else None
+    module = DistillationModule(student, network(), folder, choice=[0, 1], cache=cache)
+    training = peer_loops.LightningTraining(module, data, CPU, tmp_path)
+    theirs = published(first, teachers, data)
+    torch.testing.assert_close(weights_after_a_step(training, student), theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_torchdistill(harvested: tuple[Path, list[nn.Module]], data: TensorDataset, number: int) -> None:
+    pytest.importorskip("torchdistill", reason="pip install 'lightning-ckptkd[bench]'")
+    teachers = harvested[1][:number]
+    first = network()
+    student = copy.deepcopy(first)
+    training = peer_loops.TorchdistillTraining(student, teachers, data, CPU)
+    theirs = published(first, copy.deepcopy(teachers), data)
+    torch.testing.assert_close(weights_after_a_step(training, student), theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_ratio_says_where_we_lose() -> None:
+    assert Ratio.of([1, 1, 1], [2, 2, 2]).verdict == "faster"
+    assert Ratio.of([3, 3, 3], [2, 2, 2]).verdict == "SLOWER"
+    assert Ratio.of([1, 3, 5], [2, 2, 2]).verdict == "SLOWER, but within the noise"
