@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from benchmarks import peer_loops
-from benchmarks.peers import Ratio
+from benchmarks import peer_loops, peers
 from lightning_ckptkd import DistillationModule, SnapshotStore
 from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
 from lightning_ckptkd.zoo import CIFARResNet
@@ -76,6 +75,28 @@ def test_torchdistill(harvested: tuple[Path, list[nn.Module]], data: TensorDatas
 
 
 def test_a_ratio_says_where_we_lose() -> None:
-    assert Ratio.of([1, 1, 1], [2, 2, 2]).verdict == "faster"
-    assert Ratio.of([3, 3, 3], [2, 2, 2]).verdict == "SLOWER"
-    assert Ratio.of([1, 3, 5], [2, 2, 2]).verdict == "SLOWER, but within the noise"
+    assert peers.Ratio.of([1, 1, 1], [2, 2, 2]).verdict == "faster"
+    assert peers.Ratio.of([3, 3, 3], [2, 2, 2]).verdict == "SLOWER"
+    assert peers.Ratio.of([1, 3, 5], [2, 2, 2]).verdict == "SLOWER, but within the noise"
+
+
+def test_the_section_names_what_is_slower_and_what_is_missing() -> None:
+    ways = {
+        name: {"epochs": [epoch] * 2, "steps": [epoch / 2] * 2, "first_epoch": 3 * epoch, "first_preparation": epoch}
+        for name, epoch in ((peers.LIVE, 2.0), (peers.CACHED, 1.0), (peers.PUBLISHED, 4.0), (peers.ALONE, 1.5))
+    }
+    about = {"machine": {"gpu": "a GPU"}, "settings": {"steps": 2}, "others_share": 0.25}
+    seconds = {peers.SELECTOR: [1.0, 1.0], peers.BRUTE_FORCE: [8.0, 8.0], peers.DECODERS: [0.5, 0.5]}
+    document = {
+        "distillation": {**about, "seconds": {"4": ways}},
+        "selection": {**about, "seconds": {"seconds": seconds, "chosen_epochs": {}}},
+    }
+    rows = [[cell.strip() for cell in line.split("|")] for line in peers.make_section({"x": document}).splitlines()]
+    assert ["", "published loop", "4", "live", "0.5", "0.5", "faster", "0.5 to 0.5", ""] in rows
+    assert ["", "training without a teacher", "4", "live", "1.33", "1.33", "SLOWER", "1.33 to 1.33", ""] in rows
+    assert ["", "training without a teacher", "4", "cached", "0.667", "0.667", "faster", "0.667 to 0.667", ""] in rows
+    assert any(row[1:4] == ["MISelector / the paper's decoders", "2", "SLOWER"] for row in rows if len(row) > 3)
+    text = str(rows)
+    assert "torchdistill" not in text  # it was not there
+    assert "ModelCheckpoint" not in text  # harvest.json is of no GPU
+    assert "25.0% during distillation, 25.0% during selection" in text
