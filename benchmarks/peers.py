@@ -115,7 +115,7 @@ def main() -> None:
     device = torch.device(arguments.device, 0) if arguments.device == "cuda" else torch.device("cpu")
     steps = arguments.steps if arguments.steps is not None else 100 if device.type == "cuda" else 10
     options = Options(arguments.rounds, arguments.repeats, steps, device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if arguments.parts:
         measured = measure(arguments.parts, options)
