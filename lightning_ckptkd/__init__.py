@@ -16,6 +16,7 @@ from lightning_ckptkd.errors import (
     SnapshotError,
     TeacherError,
 )
+from lightning_ckptkd.export import export_student
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import StudentProxy
 from lightning_ckptkd.selector import MISelector
@@ -37,5 +38,6 @@ __all__ = [
     "StudentProxy",
     "TeacherCache",
     "TeacherError",
+    "export_student",
     "harvest_checkpoints",
 ]

@@ -1,4 +1,4 @@
-"""The command ``ckptkd``: LightningCLI with ``distill``, and ``select`` and ``harvest`` that need no Trainer."""
+"""The command ``ckptkd``: LightningCLI with ``distill``; ``select``, ``harvest`` and ``export`` need no Trainer."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
+from lightning_ckptkd.export import export_student
 from lightning_ckptkd.seeding import seed_all
 from lightning_ckptkd.selector import MISelector, first_loader
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
@@ -109,7 +110,8 @@ def main(args: Sequence[str] | None = None) -> Any:
         args: Its words; None takes those of the process.
 
     Returns:
-        The CLI, with its ``trainer`` and ``model``; for ``select`` the choice; for ``harvest`` the store.
+        The CLI, with its ``trainer`` and ``model``; for ``select`` the choice; for ``harvest`` the store; for
+        ``export`` the weights.
 
     Raises:
         CkptKDError: One of this package's errors.
@@ -246,6 +248,24 @@ def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
     return store
 
 
+def _make_export_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Writes the student of a checkpoint into a file of its own.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file.")
+    parser.add_argument("--checkpoint", type=str, help="A .ckpt file of a distillation; its name alone does as well.")
+    parser.add_argument("--out", type=str, help="File to write: .safetensors, .pt or .pth; likewise.")
+    return parser
+
+
+def _export(parser: ArgumentParser, config: Namespace) -> Any:
+    if config.checkpoint is None or config.out is None:
+        raise ArgumentError(
+            "checkpoint, out: give the checkpoint and the file to write: `ckptkd export RUN.ckpt STUDENT.safetensors`."
+        )
+    weights = export_student(config.checkpoint, config.out)
+    print(f"The student's {len(weights)} tensors, as its state_dict() names them, are in {config.out}.")
+    return weights
+
+
 def _name_bare_words(args: list[str]) -> list[str]:
     """``select DIR`` as ``select --snapshots DIR``: unlike a positional, an option can come from a file or variable."""
     named = list(args)
@@ -256,8 +276,9 @@ def _name_bare_words(args: list[str]) -> list[str]:
     return named
 
 
-_BARE_WORDS = {"select": ("snapshots",), "harvest": ("checkpoints", "snapshots")}
+_BARE_WORDS = {"select": ("snapshots",), "harvest": ("checkpoints", "snapshots"), "export": ("checkpoint", "out")}
 _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[ArgumentParser, Namespace], Any]]] = {
     "select": (_make_select_parser, _select),
     "harvest": (_make_harvest_parser, _harvest),
+    "export": (_make_export_parser, _export),
 }

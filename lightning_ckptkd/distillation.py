@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,8 @@ from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.mixing import Mix, check_cached_mix
 from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.ranks import current_rank, on_each_rank
+from lightning_ckptkd.sharding import shard
+from lightning_ckptkd.snapshots.weights import names_of, plain_names
 from lightning_ckptkd.teachers import (
     FeatureMatching,
     TeacherCache,
@@ -69,6 +73,11 @@ class DistillationModule(LightningModule):
     KL(softmax(mean of the teachers' logits / T) || softmax(student's logits / T)). The teachers are read, verified and
     frozen before training starts; they stay in eval mode and are no part of this module's parameters, buffers or
     checkpoints. Each process has its own copy of them.
+
+    Under ModelParallelStrategy the student is sharded as one unit by FSDP2's ``fully_shard``, over the data-parallel
+    ranks; a subclass that overrides ``configure_model`` shards it itself. A student may be compiled: checkpoints name
+    its weights as without ``torch.compile``, and load into either. Teachers run in the Trainer's precision: under
+    autocast with its ``*-mixed`` ones, and in the student's type with ``*-true`` ones.
 
     Logged: ``train_loss``, and for validation and test ``{val,test}_loss``, ``_acc`` (the student's), ``_agreement``
     (share of samples on which student and ensemble agree) and, once, ``_teacher_acc`` (the ensemble's). Where the
@@ -166,8 +175,6 @@ class DistillationModule(LightningModule):
             )
         check_acceleration(acceleration)
         harvests = pair_harvests(snapshots, teacher, teacher_weights)
-        # strings, since a Path among the hyper-parameters would bar weights_only loading
-        snapshots = next(iter(harvests)) if len(harvests) == 1 else list(harvests)
         self.save_hyperparameters(
             ignore=[
                 "student",
@@ -181,6 +188,8 @@ class DistillationModule(LightningModule):
                 "lr_scheduler",
             ]
         )
+        # a Path among the hyper-parameters, also one that a subclass was given, would bar weights_only loading
+        self.hparams["snapshots"] = next(iter(harvests)) if len(harvests) == 1 else list(harvests)
         self.student = student
         self.alpha = alpha
         self.kd_loss = KDLoss(temperature) if kd_loss is None else kd_loss
@@ -218,6 +227,10 @@ class DistillationModule(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        strategy = None if self._trainer is None else self._trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not is_overridden("configure_model", self):
+            # no method of the class, since WeightAveraging takes one for a sign of sharding and warns
+            self.configure_model = self._shard_student  # type: ignore[method-assign]
         if self.teachers is not None or stage == "predict":
             return
         try:
@@ -343,12 +356,16 @@ class DistillationModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = plain_names(checkpoint["state_dict"])
         checkpoint[_CHECKPOINT_KEY] = self._teacher_files
         if self._teacher_path is not None:
             checkpoint[_PATH_KEY] = asdict(self._teacher_path)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = names_of(self, checkpoint["state_dict"])
         saved = checkpoint.get(_CHECKPOINT_KEY)
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if not fitting:
@@ -368,6 +385,10 @@ class DistillationModule(LightningModule):
         )
         if _PATH_KEY in checkpoint:  # a path that is timed anew could be another one, with other last digits
             self._known_path = TeacherPath(**checkpoint[_PATH_KEY])
+
+    def _shard_student(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.student, self.trainer.strategy)
 
     def _evaluate(self, batch: Any, stage: str, dataloader_idx: int) -> None:
         inputs, labels = self.unpack_batch(batch)

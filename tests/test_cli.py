@@ -18,7 +18,7 @@ from lightning_ckptkd.losses import DKDLoss
 from lightning_ckptkd.snapshots import Selection
 from tests.projects import DigitsData, Project, make_trainer
 
-COMMANDS = ("fit", "validate", "test", "predict", "distill", "select", "harvest")
+COMMANDS = ("fit", "validate", "test", "predict", "distill", "select", "harvest", "export")
 NETWORK = {"class_path": "lightning_ckptkd.zoo.CIFARResNet"}
 TEACHER = {**NETWORK, "init_args": {"depth": 8, "num_classes": 10, "width": 4, "in_channels": 1}}
 STUDENT = {**NETWORK, "init_args": {"depth": 8, "num_classes": 10, "width": 2, "in_channels": 1}}

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_ckptkd.errors import ArgumentError, CkptKDError, SnapshotError
+from lightning_ckptkd.errors import ArgumentError, SnapshotError
+from lightning_ckptkd.snapshots.checkpoint_file import check_size, explained, plain_dict, read_checkpoint
 from lightning_ckptkd.snapshots.fields import is_text, json_safe, shown
 from lightning_ckptkd.snapshots.host_copy import plan_layout
 from lightning_ckptkd.snapshots.store import SnapshotStore
 from lightning_ckptkd.snapshots.weights import select_weights
 
-_MAX_GROWTH = 4  # a checkpoint holds at least the weights; a compressed or tied one may hold less
+_REMEDY = "move it out of the folder"
 
 
 def harvest_checkpoints(
@@ -61,9 +61,9 @@ def harvest_checkpoints(
             if checkpoint["global_step"] in seen:
                 continue
             seen.add(checkpoint["global_step"])
-            with _explained(path):
+            with explained(path, "taken over", _REMEDY):
                 weights = select_weights(checkpoint["state_dict"], submodule)
-                _check_size(weights, path)
+                check_size(plan_layout(weights).data_bytes, path, _REMEDY)
                 entry = {
                     "epoch": checkpoint["epoch"],
                     "global_step": checkpoint["global_step"],
@@ -77,62 +77,17 @@ def harvest_checkpoints(
     return store
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What was unpickled is as hostile as its file: whatever it does becomes an error that names the file."""
-    try:
-        yield
-    except CkptKDError:
-        raise
-    except Exception as error:
-        raise SnapshotError(
-            f"{path} can't be taken over: {type(error).__name__}: {str(error)[:200]!r}. Move it out of the folder."
-        ) from error
-
-
-def _check_size(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are far larger than their file: few bytes can stand for terabytes."""
-    needed, size = plan_layout(weights).data_bytes, path.stat().st_size
-    if needed > _MAX_GROWTH * size + 2**20:
-        raise SnapshotError(
-            f"{path} has {size} bytes, but its weights would take {needed}. It is damaged or hostile: move it out of "
-            "the folder."
-        )
-
-
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling untrusted bytes can raise anything
-        raise SnapshotError(
-            f"{path} can't be read with weights_only=True, and is never read otherwise ({_reason(error)}). "
-            "Save it again with ModelCheckpoint(save_weights_only=True) or without custom objects in its "
-            "hyper-parameters, or move it out of the folder."
-        ) from None
-    plain = _plain_dict(checkpoint)
-    if not isinstance(plain.get("state_dict"), dict):
-        raise SnapshotError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'. Move it out of the folder.")
+    checkpoint = read_checkpoint(path, _REMEDY)
     for key in ("epoch", "global_step"):
-        value = plain.get(key)
+        value = checkpoint.get(key)
         if type(value) is not int or not 0 <= value < 2**63:
             raise SnapshotError(f"{path} is not a Lightning checkpoint: its {key!r} is {shown(value)}. Move it out.")
-    return {**plain, "state_dict": _plain_dict(plain["state_dict"])}
-
-
-def _plain_dict(found: object) -> dict[Any, Any]:
-    """A dict of what is in one, by dict's own methods: what is unpickled may shadow them. Empty if it is none."""
-    return dict(dict.items(found)) if isinstance(found, dict) else {}
-
-
-def _reason(error: Exception) -> str:
-    """The line of torch's message that says what is wrong, not the advice to switch the guard off."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    told = [line.split("WeightsUnpickler error:")[1] for line in lines if "WeightsUnpickler error:" in line]
-    return shown((told or lines)[0].strip() or type(error).__name__)
+    return checkpoint
 
 
 def _describe(checkpoint: Mapping[str, Any], source: Path, submodule: str | None) -> dict[str, Any]:
-    hyper_parameters = _plain_dict(checkpoint.get("hyper_parameters"))
+    hyper_parameters = plain_dict(checkpoint.get("hyper_parameters"))
     class_path = hyper_parameters.get("_class_path")
     return {
         "class_path": class_path if isinstance(class_path, str) else None,
@@ -146,8 +101,8 @@ def _describe(checkpoint: Mapping[str, Any], source: Path, submodule: str | None
 def _monitored(checkpoint: Mapping[str, Any]) -> dict[str, float | None]:
     """The metrics that ModelCheckpoint callbacks monitored when they saved the checkpoint."""
     metrics: dict[str, float | None] = {}
-    for found in _plain_dict(checkpoint.get("callbacks")).values():
-        state = _plain_dict(found)
+    for found in plain_dict(checkpoint.get("callbacks")).values():
+        state = plain_dict(found)
         monitor, score = state.get("monitor"), state.get("current_score")
         if isinstance(monitor, str) and is_text(monitor) and isinstance(score, (int, float, Tensor)):
             with contextlib.suppress(ValueError, OverflowError, RuntimeError):  # a score that is no number

@@ -109,6 +109,20 @@ def select_weights(
     return weights
 
 
+def plain_names(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict with names as without torch.compile; the very same where it has those."""
+    if not any(_COMPILED in name for name in state):
+        return state
+    return {name.replace(_COMPILED, ""): value for name, value in state.items()}
+
+
+def names_of(module: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict with the names that ``module`` gives its weights, whether either was compiled or not."""
+    own = {name.replace(_COMPILED, ""): name for name in module.state_dict()}
+    renamed = {own.get(name.replace(_COMPILED, ""), name): value for name, value in state.items()}
+    return state if renamed.keys() == state.keys() else renamed
+
+
 def _unwrap(key: str, wrappers: Sequence[str]) -> str:
     for wrapper in wrappers:
         if key.startswith(wrapper):
