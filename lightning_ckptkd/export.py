@@ -63,7 +63,7 @@ def _read_student(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         raise SnapshotError(
             f"{path} is a folder, as sharded checkpoints are; reading them would run code that they hold. Make a file "
-            f"of one that you trust, with `python -m lightning.pytorch.utilities.consolidate_checkpoint {path}`, and "
+            f"of one that you trust, with `python -m lightning.fabric.utilities.consolidate_checkpoint {path}`, and "
             "export that."
         )
     if not path.is_file():

@@ -31,6 +31,16 @@ class Mark(Callback):
                 value.add_(trainer.global_rank)
 
 
+class Shards(Callback):
+    """How many of the student's numbers each optimiser step finds on this rank, and how many are in shards."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        student: Any = pl_module.student
+        parameters = list(student.parameters())
+        self.sharded = sum(value.numel() for value in parameters if isinstance(value, DTensor))
+        self.local = sum((v.to_local() if isinstance(v, DTensor) else v).numel() for v in parameters)
+
+
 def strategy_of(devices: int, **options: Any) -> Any:
     return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, **options) if devices > 1 else "auto"
 
@@ -44,11 +54,11 @@ def whole_student(module: DistillationModule) -> dict[str, Any]:
 
 
 def main(devices: int, root: Path, harvest: Path) -> None:
-    data = InOrder(batch_size=32 // devices, train_size=128)
+    data = InOrder(batch_size=32 // devices, train_size=256)
 
     def fit(
         *callbacks: Callback,
-        epochs: int = 2,
+        epochs: int = 1,
         wrap: Any = None,
         strategy: Any = None,
         ckpt_path: Any = None,
@@ -64,6 +74,7 @@ def main(devices: int, root: Path, harvest: Path) -> None:
             devices=devices,
             strategy=strategy or strategy_of(devices),
             gradient_clip_val=0.5,
+            limit_val_batches=1,
             enable_checkpointing=bool(callbacks) and isinstance(callbacks[0], ModelCheckpoint),
         )
         trainer.fit(module, data, ckpt_path=ckpt_path)
@@ -77,7 +88,8 @@ def main(devices: int, root: Path, harvest: Path) -> None:
     def parted() -> ModelCheckpoint:
         return ModelCheckpoint(dirpath=root / "parted", filename="{epoch}", save_top_k=-1)
 
-    module, trainer = fit(parted())
+    shards = Shards()
+    module, trainer = fit(parted(), shards)
     rank = trainer.global_rank
     save("fitted", module)
     (tested,) = trainer.test(module, data, verbose=False)
@@ -85,12 +97,12 @@ def main(devices: int, root: Path, harvest: Path) -> None:
     state = [value for member in module.teachers.members for value in member.state_dict().values()]
     found = {
         "tested": tested,
-        "sharded": [isinstance(value, DTensor) for value in module.student.parameters()],
-        "local": sum((v.to_local() if isinstance(v, DTensor) else v).numel() for v in module.student.parameters()),
+        "sharded": shards.sharded,
+        "local": shards.local,
         "whole_teachers": not any(isinstance(value, DTensor) for value in state),
         "teachers": module.teachers(digits(0, 32).tensors[0]).tolist(),
     }
-    resumed, _ = fit(parted(), epochs=3, ckpt_path=root / "parted" / "epoch=1.ckpt")
+    resumed, _ = fit(parted(), epochs=2, ckpt_path=root / "parted" / "epoch=0.ckpt")
     save("resumed", resumed)
     save("cached", fit(cache=TeacherCache(root / "cache", dtype="fp32"))[0])
     if devices > 1:
@@ -98,7 +110,7 @@ def main(devices: int, root: Path, harvest: Path) -> None:
         fit(one_file, strategy=strategy_of(2, save_distributed_checkpoint=False))
         save("compiled", fit(wrap=partial(torch.compile, backend="eager"))[0])
         for name, strategy in (("ddp", "ddp"), ("fsdp2", None)):
-            marked, _ = fit(Mark(), epochs=1, strategy=strategy)
+            marked, _ = fit(Mark(), strategy=strategy)
             fresh = DistillationModule(network(8), Project(), harvest, choice=[1, 3])
             fresh.setup("fit")
             assert marked.teachers is not None and fresh.teachers is not None
