@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.rows import Row, make_table
 from lightning_ckptkd import MISelector, SnapshotStore
-from lightning_ckptkd.report import format_table
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.zoo import CIFARResNet
 
@@ -37,26 +37,6 @@ RESULTS = Path(__file__).parent / "results" / "selection.json"
 SNAPSHOTS, RANK_SNAPSHOTS, MANY, BATCH_SIZE, SIDE = 30, 10, 200, 256, 28
 PARTS = ("cost", "ranks", "memory")
 COST_TARGET, RANKS_TARGET, MEMORY_TARGET = 1.25, 0.6, 0.1
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table; the target is met by a value that is not larger."""
-
-    what: str
-    value: float
-    target: float
-    note: str
-
-    def cells(self) -> tuple[str, ...]:
-        """The line as text."""
-        return (
-            self.what,
-            f"{self.value:.3f}",
-            f"<= {self.target}",
-            "met" if self.value <= self.target else "MISSED",
-            self.note,
-        )
 
 
 def main() -> None:
@@ -78,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.device != "cpu":
             harvest = make_harvest(Path(folder) / "harvest", SNAPSHOTS)
-            print(table([measure_cost(harvest, torch.device(options.device), options.repeats)]))
+            print(make_table([measure_cost(harvest, torch.device(options.device), options.repeats)]))
             return
         rows = {}
         if RESULTS.exists():
@@ -90,14 +70,9 @@ def main() -> None:
             rows["ranks"] = measure_ranks(make_harvest(Path(folder) / "few", RANK_SNAPSHOTS), options.repeats)
         if "memory" in options.parts:
             rows["memory"] = measure_memory(make_harvest(Path(folder) / "many", MANY))
-    document = {"table": table(list(rows.values())), "rows": {part: asdict(row) for part, row in rows.items()}}
+    document = {"table": make_table(rows.values()), "rows": {part: asdict(row) for part, row in rows.items()}}
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     print(document["table"])
-
-
-def table(rows: list[Row]) -> str:
-    """The results as Markdown."""
-    return format_table(["measured", "value", "target", "", "details"], [row.cells() for row in rows])
 
 
 def network() -> nn.Module:

@@ -169,19 +169,8 @@ class Students:
         return self._fit(DistillationModule(**options))
 
     def _fit(self, module: LightningModule, *callbacks: Callback) -> dict[str, float]:
-        trainer = Trainer(
-            max_epochs=self._task.epochs[0 if callbacks else 1],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-            callbacks=list(callbacks),
-        )
         started = time.perf_counter()
-        trainer.fit(module, self._data)
+        trainer = fit(module, self._data, self._task.epochs[0 if callbacks else 1], *callbacks)
         seconds = time.perf_counter() - started
         network = module.student if isinstance(module, DistillationModule) else module.network
         (result,) = trainer.test(Classifier(network), self._data, verbose=False)  # type: ignore[arg-type]
@@ -189,6 +178,23 @@ class Students:
 
     def _locked(self) -> _LockedResults:
         return _LockedResults(self._path)
+
+
+def fit(module: LightningModule, data: ImageDataModule, epochs: int, *callbacks: Callback) -> Trainer:
+    """Train on the CPU, without validation."""
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module, data)
+    return trainer
 
 
 class Always(TeacherSchedule):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import t as student_t
 from torch import Tensor
 
+from benchmarks.rows import half_width
 from benchmarks.students import ALONE, INDEPENDENT, Students, open_students, task_parser
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import MISelector
@@ -246,14 +245,6 @@ def difference(results: dict[str, Any], choice: str, other: str) -> str:
     shared = sorted(set(one) & set(two), key=int)
     found = [100 * (one[seed]["accuracy"] - two[seed]["accuracy"]) for seed in shared]
     return "" if choice == other or not found else f"{statistics.mean(found):+.2f} ± {half_width(found):.2f}"
-
-
-def half_width(values: list[float]) -> float:
-    """Of the 95% interval of their mean (Student's t)."""
-    if len(values) < 2:
-        return math.nan
-    quantile = float(student_t.ppf(0.975, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

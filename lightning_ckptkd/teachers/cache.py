@@ -175,21 +175,25 @@ class LogitCache:
             chunks.append(tensors)
         self._chunks = chunks
 
-    def read(self, items: Tensor) -> Tensor:
+    def read(self, items: Tensor, checksums: Tensor | None = None) -> Tensor:
         """The teachers' logits on some items.
 
         Args:
             items: Shape (B,), in any order; on a GPU, reading waits for it.
+            checksums: Shape (B,): what the samples hash to now, which is checked as by :meth:`check`; None: unchecked.
 
         Returns:
             fp32 on the CPU, shape (M, B, K).
 
         Raises:
             ArgumentError: If an item is not in the cache.
-            CacheError: If the cache was not verified.
+            CacheError: If the cache was not verified, or a checksum differs.
         """
-        names = [name for name in self._verified()[0] if name != "checksums"]
-        return decode(self._gather(items, names), self.num_classes)
+        names = [name for name in self._verified()[0] if name != "checksums" or checksums is not None]
+        found = self._gather(items, names)
+        if checksums is not None:
+            self._compare(items, found["checksums"], checksums)
+        return decode(found, self.num_classes)
 
     def checksums(self, items: Tensor) -> Tensor:
         """The checksums (B,) of some items (B,), int64, on the CPU; errors as :meth:`read`."""
@@ -205,7 +209,10 @@ class LogitCache:
         Raises:
             CacheError: If one differs; names the sample and the view. Also as :meth:`read`.
         """
-        wrong = (self.checksums(items) != checksums.cpu()).nonzero()
+        self._compare(items, self.checksums(items), checksums)
+
+    def _compare(self, items: Tensor, cached: Tensor, checksums: Tensor) -> None:
+        wrong = (cached != checksums.cpu()).nonzero()
         if len(wrong):
             sample, view = divmod(int(items[int(wrong[0])]), self.key.views)
             raise CacheError(

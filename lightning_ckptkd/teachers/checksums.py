@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -26,51 +26,54 @@ def sample_checksum(sample: Any) -> int:
     Returns:
         A number in [0, 2^32).
     """
-    checksum = 0
-    for piece in _pieces(sample):
-        checksum = zlib.crc32(piece, checksum)
+    return _add(sample, 0)
+
+
+def _add(value: Any, checksum: int) -> int:
+    """The checksum of what came before and a value."""
+    if isinstance(value, Tensor):
+        with torch._C.DisableTorchFunctionSubclass():  # torchvision's images go a long way to each attribute
+            return zlib.crc32(_tensor_bytes(value), zlib.crc32(_tensor_form(value.dtype, value.shape), checksum))
+    if isinstance(value, (tuple, list)):
+        return _add_sequence(value, checksum)
+    if value is None or isinstance(value, (bool, int, float, complex, str, numpy.generic)):
+        return zlib.crc32(f"{type(value).__name__} {value!r};".encode(errors="backslashreplace"), checksum)
+    if isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
+        return zlib.crc32(value.tobytes(), zlib.crc32(f"{value.dtype}{value.shape}".encode(), checksum))
+    if isinstance(value, Image):
+        form = f"{value.mode}{value.size}{value.getpalette()}".encode()
+        return zlib.crc32(value.tobytes(), zlib.crc32(form, checksum))
+    if isinstance(value, (bytes, bytearray)):
+        return zlib.crc32(b"bytes" + value, checksum)
+    if isinstance(value, Mapping):
+        checksum = zlib.crc32(f"mapping of {len(value)};".encode(), checksum)
+        for key, item in value.items():
+            checksum = _add(item, _add(key, checksum))
+        return checksum
+    if isinstance(value, Sequence) or (isinstance(value, numpy.ndarray) and value.ndim > 0):
+        return _add_sequence(value, checksum)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _add({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, checksum)
+    return zlib.crc32(f"{type(value).__module__}.{type(value).__qualname__};".encode(), checksum)
+
+
+def _add_sequence(values: Any, checksum: int) -> int:
+    checksum = zlib.crc32(f"sequence of {len(values)};".encode(), checksum)
+    for value in values:
+        checksum = _add(value, checksum)
     return checksum
 
 
-def _pieces(value: Any) -> Iterator[bytes | memoryview]:
-    if isinstance(value, Tensor):
-        yield f"{value.dtype}{tuple(value.shape)}".encode()
-        yield _tensor_bytes(value)
-    elif isinstance(value, (tuple, list)):
-        yield from _sequence(value)
-    elif isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
-        yield f"{value.dtype}{value.shape}".encode()
-        yield value.tobytes()
-    elif isinstance(value, Image):
-        yield f"{value.mode}{value.size}{value.getpalette()}".encode()
-        yield value.tobytes()
-    elif isinstance(value, (bytes, bytearray)):
-        yield b"bytes" + value
-    elif value is None or isinstance(value, (bool, int, float, complex, str, numpy.generic)):
-        yield f"{type(value).__name__} {value!r};".encode(errors="backslashreplace")
-    elif isinstance(value, Mapping):
-        yield f"mapping of {len(value)};".encode()
-        for key, item in value.items():
-            yield from _pieces(key)
-            yield from _pieces(item)
-    elif isinstance(value, Sequence) or (isinstance(value, numpy.ndarray) and value.ndim > 0):
-        yield from _sequence(value)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _pieces({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    else:
-        yield f"{type(value).__module__}.{type(value).__qualname__};".encode()
-
-
-def _sequence(values: Any) -> Iterator[bytes | memoryview]:
-    yield f"sequence of {len(values)};".encode()
-    for value in values:
-        yield from _pieces(value)
+@functools.lru_cache
+def _tensor_form(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return f"{dtype}{tuple(shape)}".encode()
 
 
 def _tensor_bytes(value: Tensor) -> memoryview:
     value = value.detach()
-    with contextlib.suppress(TypeError, RuntimeError):  # of what NumPy does not know: bf16, sparse, on a GPU
+    try:
         return numpy.ascontiguousarray(value.numpy()).data
-    value = value.to("cpu")
-    plain = value if value.layout == torch.strided else value.to_dense()
-    return plain.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().data
+    except (TypeError, RuntimeError):  # of what NumPy does not know: bf16, sparse, on a GPU
+        plain = value.to("cpu")
+        plain = plain if plain.layout == torch.strided else plain.to_dense()
+        return plain.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().data

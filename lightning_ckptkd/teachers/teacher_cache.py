@@ -155,8 +155,7 @@ class CachedLoader:
         """
         batch: ViewBatch
         for batch in self._loader:
-            self._cache.check(batch.items, batch.checksums)
-            yield CachedBatch(batch.batch, self._cache.read(batch.items))
+            yield CachedBatch(batch.batch, self._cache.read(batch.items, batch.checksums))
 
 
 def _only_loader(trainer: Trainer) -> DataLoader[Any]:

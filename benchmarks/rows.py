@@ -1,0 +1,48 @@
+"""Measured values and their targets, as lines of a table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t as student_t
+
+from lightning_ckptkd.report import format_table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        what: Was measured.
+        value: What came out.
+        target: Is met by a value that is not larger; None where there is none.
+        note: Details.
+    """
+
+    what: str
+    value: float
+    target: float | None
+    note: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+        if self.target is None:
+            return self.what, f"{self.value:.3f}", "", "", self.note
+        verdict = "met" if self.value <= self.target else "MISSED"
+        return self.what, f"{self.value:.3f}", f"<= {self.target}", verdict, self.note
+
+
+def make_table(rows: Iterable[Row]) -> str:
+    """Rows as Markdown."""
+    return format_table(["measured", "value", "target", "", "details"], [row.cells() for row in rows])
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95% interval of their mean, by Student's t; NaN of a single value."""
+    if len(values) < 2:
+        return math.nan
+    return float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
