@@ -440,6 +440,9 @@ def test_samples_that_changed(tmp_path: Path) -> None:
     changed[3:5] += 1  # item 3, twice
     with pytest.raises(CacheError, match=r"Sample 1 \(view 1\) is not the one .* not seeded .* delete"):
         cache.check(ORDER, changed)
+    with pytest.raises(CacheError, match=r"Sample 1 \(view 1\) is not the one"):
+        cache.read(ORDER, changed)
+    assert torch.equal(cache.read(ORDER, CHECKSUMS[ORDER]), cache.read(ORDER))
 
 
 def test_items_that_are_not_there(tmp_path: Path) -> None:
