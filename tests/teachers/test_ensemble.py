@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore, TeacherError
 from lightning_ckptkd.teachers import TeacherEnsemble
@@ -130,6 +133,42 @@ def test_logits_that_are_not_finite_are_named(value: float) -> None:
     logits[1, 2, 3] = value
     with pytest.raises(TeacherError, match=rf"Teacher b gives {value} for class 3 of sample 2 .*Choose another.*mend"):
         check_finite(logits, ["a", "b", "c"])
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of new tensors that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._storages = {key: found for key, found in self._storages.items() if not found[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
+        return made
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_activations_of_one_teacher_at_a_time(folded: bool) -> None:
+    x = torch.randn(32, 1, 8, 8)
+    peaks = {}
+    for count in (1, 6):
+        ensemble = TeacherEnsemble([Project() for _ in range(count)], [str(n) for n in range(count)])
+        if folded:
+            assert ensemble.fold(x, 1e-5)
+        with LiveBytes() as live:
+            logits = ensemble(x)
+        peaks[count] = live.peak
+        del logits
+    logit_bytes = 32 * 10 * 4
+    assert peaks[1] > 32 * 8 * 64 * 4, "one layer's maps at least"
+    assert peaks[6] <= peaks[1] + 2 * 6 * logit_bytes, "the logits of six, and the stack of them"
 
 
 def test_teachers_of_another_output() -> None:
