@@ -45,6 +45,14 @@ def test_the_selection_on_real_data() -> None:
         assert f"images/plane_{plane.stem}.png" in text
 
 
+def test_what_teachers_cost_a_student() -> None:
+    text = (REPOSITORY / "docs" / "distillation.md").read_text()
+    results = json.loads((RESULTS / "distillation.json").read_text())
+    parts = [part for part in results if part != "students"]
+    assert set(parts) >= {"uncached", "epoch", "fill", "memory", "accuracy", "views"}
+    assert all(found["table"] in text for part in parts for found in results[part].values())
+
+
 def test_what_a_selection_costs() -> None:
     table = json.loads((RESULTS / "selection.json").read_text())["table"]
     assert table in (REPOSITORY / "docs" / "selection.md").read_text()
