@@ -92,11 +92,17 @@ def select_all(task: Task, students: Students, data: ImageDataModule, out: Path)
         seconds = time.perf_counter() - started
         epochs = {candidate.file: candidate.epoch for candidate in chosen.candidates}
         found[name] = {"epochs": [epochs[file] for file in chosen.chosen], "seconds": round(seconds, 1)}
-        (out / "selections.json").write_text(json.dumps(found, indent=1) + "\n")
+        write(out, found)
         print(f"{name}: {found[name]}", flush=True)
     last = max(snapshot.epoch for snapshot in SnapshotStore.open(harvest).snapshots)
     found |= {f"last {size}": {"epochs": [last - n for n in range(size)], "seconds": 0.0} for size in SIZES}
+    write(out, found)
     return found
+
+
+def write(out: Path, selections: dict[str, Any]) -> None:
+    """Keep the selections that were made."""
+    (out / "selections.json").write_text(json.dumps(selections, indent=1) + "\n")
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -181,8 +187,7 @@ def table(results: dict[str, Any]) -> str:
         epochs = selection["epochs"][0] + 1 if by_position else length
         rows.append((name, chosen, epochs, None if by_position or name.startswith("last") else selection["seconds"]))
     rows.append(("best single one (oracle)", best, length, None))
-    independent = [choice for choice in results["students"] if choice.startswith(INDEPENDENT)]
-    for choice in sorted(independent, key=len):
+    for choice in full_ensembles(results):
         size = choice.count(",") + 1
         rows.append((f"full ensemble of {size}", choice, size * length, None))
     cells = []
@@ -233,6 +238,11 @@ def course(results: dict[str, Any]) -> str:
     return format_table(["epoch", "teacher's accuracy %", "student's accuracy %", "less the full teacher's"], rows)
 
 
+def full_ensembles(results: dict[str, Any]) -> list[str]:
+    """The choices that are independent teachers, the smallest first."""
+    return sorted((choice for choice in results["students"] if choice.startswith(INDEPENDENT)), key=len)
+
+
 def accuracies(results: dict[str, Any], choice: str) -> list[float]:
     """Of a choice's students in percent, by seed."""
     runs = results["students"][choice]
@@ -270,7 +280,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     left.legend(fontsize=8)
     rows = {"student alone": ALONE, "full teacher": str(results["teacher_epochs"] - 1)}
     rows |= {name: as_choice(selection["epochs"]) for name, selection in results["selections"].items()}
-    rows |= {f"full ensemble of {c.count(',') + 1}": c for c in results["students"] if c.startswith(INDEPENDENT)}
+    rows |= {f"full ensemble of {choice.count(',') + 1}": choice for choice in full_ensembles(results)}
     found = {name: accuracies(results, choice) for name, choice in rows.items() if choice in results["students"]}
     places = range(len(found))
     right.errorbar(

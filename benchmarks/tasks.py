@@ -61,7 +61,15 @@ _fashion = partial(FashionMNISTDataModule, num_workers=0)
 _cifar = partial(CIFAR100DataModule, num_workers=0)
 
 TASKS = {
-    "digits": Task(_digits, 1, 10, (8, 4), (30, 30), (0, 2, 4, 6, 9, 11, 14, 19, 24, 29)),
+    "digits": Task(
+        _digits,
+        1,
+        10,
+        (8, 4),
+        (30, 30),
+        (0, 2, 4, 6, 9, 11, 14, 19, 24, 29),
+        title="scikit-learn's digits, 300 images, StepLR",
+    ),
     "fashion_mnist": Task(partial(_fashion, train_size=5000), 1, 10, (8, 8), (20, 10), (0, 1, 3, 6, 8, 11, 14, 19)),
     "cifar100": Task(partial(_cifar, train_size=10000), 3, 100, (8, 8), (24, 6), (0, 2, 4, 7, 9, 12, 16, 23)),
     "fashion_step": Task(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import information_plane, peers, rules
+from benchmarks import information_plane, peers, rules, tables
 from benchmarks.reliability import make_table
 
 REPOSITORY = Path(__file__).parent.parent
@@ -43,6 +43,17 @@ def test_the_selection_on_real_data() -> None:
     for plane in planes:
         assert information_plane.table(json.loads(plane.read_text())["snapshots"]) in text
         assert f"images/plane_{plane.stem}.png" in text
+
+
+def test_the_papers_tables() -> None:
+    text = (REPOSITORY / "docs" / "results.md").read_text()
+    found = sorted((RESULTS / "tables").glob("*.json"))
+    assert found
+    for path in found:
+        results = json.loads(path.read_text())
+        assert f"## {results['title']}\n" in text
+        assert f"images/table_{path.stem}.png" in text
+        assert tables.table(results) in text and tables.course(results) in text
 
 
 def test_what_teachers_cost_a_student() -> None:
