@@ -18,6 +18,7 @@ import argparse
 import fcntl
 import json
 import logging
+import shutil
 import statistics
 import time
 import warnings
@@ -93,7 +94,7 @@ class Students:
             results.setdefault("teacher_seed", teacher_seed)
             results.setdefault("students", {})
         if "teacher" not in self.results:
-            found = self._train_teacher(teacher_seed, CheckpointHarvester(self.harvest(0), submodule="network"))
+            found = self._train_teacher(0)
             with self._locked() as results:
                 results["teacher"] = found
 
@@ -109,12 +110,10 @@ class Students:
 
     def train_independent(self, teachers: Iterable[int]) -> None:
         """Train more teachers in the same way from other seeds; only their last snapshot is kept."""
-        last = self._task.epochs[0] - 1
         for teacher in teachers:
             if str(teacher) in self.results.get("independent", {}):
                 continue
-            harvester = CheckpointHarvester(self.harvest(teacher), submodule="network", epochs=[last])
-            found = self._train_teacher(self._teacher_seed + 1000 * teacher, harvester)
+            found = self._train_teacher(teacher)
             with self._locked() as results:
                 results.setdefault("independent", {})[str(teacher)] = found
 
@@ -141,9 +140,12 @@ class Students:
         """Of the students of each single snapshot, over seeds, by epoch."""
         return mean_accuracies(self.results)
 
-    def _train_teacher(self, seed: int, harvester: Callback) -> dict[str, float]:
-        seed_everything(seed, verbose=False)
+    def _train_teacher(self, teacher: int) -> dict[str, float]:
+        shutil.rmtree(self.harvest(teacher), ignore_errors=True)  # of a training that was cut short
         epochs = self._task.epochs[0]
+        kept = {"epochs": [epochs - 1]} if teacher else {}
+        harvester = CheckpointHarvester(self.harvest(teacher), submodule="network", **kept)
+        seed_everything(self._teacher_seed + 1000 * teacher, verbose=False)
         return self._fit(
             Classifier(_fast(self._task.teacher()), lr_scheduler=self._task.lr_scheduler(epochs)), harvester
         )
