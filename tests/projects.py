@@ -147,3 +147,24 @@ def write_fashion_mnist(root: Path) -> None:
 def to_write(harvest: Path) -> SnapshotStore:
     """A harvest, opened to be written on by its own run."""
     return SnapshotStore.create(harvest, SnapshotStore.open(harvest).manifest.run_id, {})
+
+
+def write_distill_config(root: Path, harvest: Path, option: str) -> Path:
+    """A config of ``ckptkd distill`` for :class:`Project` and an option of the module, as a line of YAML."""
+    config = root / "distill.yaml"
+    config.write_text(
+        f"""
+        trainer: {{max_epochs: 1, logger: false, enable_checkpointing: false, default_root_dir: {root},
+                   enable_progress_bar: false, accelerator: cpu}}
+        data: tests.projects.DigitsData
+        model:
+          class_path: lightning_ckptkd.DistillationModule
+          init_args:
+            student: {{class_path: tests.projects.Project, init_args: {{channels: 2}}}}
+            teacher: tests.projects.Project
+            snapshots: {harvest}
+            choice: full
+            {option}
+        """
+    )
+    return config

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_ckptkd import ArgumentError, CacheError, DistillationModule, TeacherCache
 from lightning_ckptkd.cli import main
 from lightning_ckptkd.teachers import Route, TeacherEnsemble
-from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
+from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
 
 def student() -> nn.Module:
@@ -234,21 +234,6 @@ def test_more_logits_than_classes(tmp_path: Path, harvest: Path) -> None:
 
 
 def test_from_the_command_line(tmp_path: Path, harvest: Path) -> None:
-    config = tmp_path / "distill.yaml"
-    config.write_text(
-        f"""
-        trainer: {{max_epochs: 1, logger: false, enable_checkpointing: false, default_root_dir: {tmp_path},
-                   enable_progress_bar: false, accelerator: cpu}}
-        data: tests.projects.DigitsData
-        model:
-          class_path: lightning_ckptkd.DistillationModule
-          init_args:
-            student: {{class_path: tests.projects.Project, init_args: {{channels: 2}}}}
-            teacher: tests.projects.Project
-            snapshots: {harvest}
-            choice: full
-            cache: {{dirpath: {tmp_path / "cache"}, views: 2}}
-        """
-    )
+    config = write_distill_config(tmp_path, harvest, f"cache: {{dirpath: {tmp_path / 'cache'}, views: 2}}")
     main(["distill", "--config", str(config)])
     assert len(list((tmp_path / "cache").glob("chunk-*.safetensors"))) == 1

@@ -18,7 +18,7 @@ from lightning_ckptkd.cli import main
 from lightning_ckptkd.seeding import random_state
 from lightning_ckptkd.teachers import FeatureMatching, RandomTeacher, Route, TeacherPath
 from lightning_ckptkd.teachers.feature_matching import make_projectors
-from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
+from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
 MAPS = FeatureMatching("0.3", "backbone.3", 4, 8)  # (N, 4, 4, 4) and (N, 8, 4, 4), changed in place by the next layer
 VECTORS = FeatureMatching("0.8", "backbone.8", 16, 16, spatial=False, weight=0.5)
@@ -332,21 +332,10 @@ def test_not_with_averaged_weights(tmp_path: Path, harvest: Path) -> None:
 
 
 def test_from_the_command_line(tmp_path: Path, harvest: Path) -> None:
-    config = tmp_path / "distill.yaml"
-    config.write_text(
-        f"""
-        trainer: {{max_epochs: 1, logger: false, enable_checkpointing: false, default_root_dir: {tmp_path},
-                   enable_progress_bar: false, accelerator: cpu}}
-        data: tests.projects.DigitsData
-        model:
-          class_path: lightning_ckptkd.DistillationModule
-          init_args:
-            student: {{class_path: tests.projects.Project, init_args: {{channels: 2}}}}
-            teacher: tests.projects.Project
-            snapshots: {harvest}
-            choice: full
-            feature_matching: {{student_layer: backbone.3, teacher_layer: backbone.3, student_dim: 2, teacher_dim: 8}}
-        """
+    config = write_distill_config(
+        tmp_path,
+        harvest,
+        "feature_matching: {student_layer: backbone.3, teacher_layer: backbone.3, student_dim: 2, teacher_dim: 8}",
     )
     cli = main(["distill", "--config", str(config), "--model.feature_matching.weight=2"])
     assert cli.model.projectors[0].projector.weight.shape == (8, 2, 1, 1)

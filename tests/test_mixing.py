@@ -17,7 +17,7 @@ from lightning_ckptkd import ArgumentError, DistillationModule, TeacherCache
 from lightning_ckptkd.cli import main
 from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, MSELoss, combine_logits
 from lightning_ckptkd.mixing import CutMix, Mix, Mixup, Pairs, cut_box, cutmix, mixup
-from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
+from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
 
 def student() -> nn.Module:
@@ -457,21 +457,8 @@ def test_where_mixing_is_refused_the_remedy_is_named(tmp_path: Path, harvest: Pa
 
 
 def test_from_the_command_line(tmp_path: Path, harvest: Path) -> None:
-    config = tmp_path / "distill.yaml"
-    config.write_text(
-        f"""
-        trainer: {{max_epochs: 1, logger: false, enable_checkpointing: false, default_root_dir: {tmp_path},
-                   enable_progress_bar: false, accelerator: cpu}}
-        data: tests.projects.DigitsData
-        model:
-          class_path: lightning_ckptkd.DistillationModule
-          init_args:
-            student: {{class_path: tests.projects.Project, init_args: {{channels: 2}}}}
-            teacher: tests.projects.Project
-            snapshots: {harvest}
-            choice: full
-            mix: {{class_path: lightning_ckptkd.mixing.CutMix, init_args: {{seed: 5}}}}
-        """
+    config = write_distill_config(
+        tmp_path, harvest, "mix: {class_path: lightning_ckptkd.mixing.CutMix, init_args: {seed: 5}}"
     )
     module = main(["distill", "--config", str(config)]).model
     assert isinstance(module._mix, CutMix) and (module._mix.alpha, module._mix.seed) == (1.0, 5)

@@ -180,36 +180,21 @@ class LogitCache:
 
         Args:
             items: Shape (B,), in any order; on a GPU, reading waits for it.
-            checksums: Shape (B,): what the samples hash to now, which is checked as by :meth:`check`; None: unchecked.
+            checksums: Shape (B,): what the samples hash to now, to be compared with those that the teachers saw; None
+                compares nothing.
 
         Returns:
             fp32 on the CPU, shape (M, B, K).
 
         Raises:
             ArgumentError: If an item is not in the cache.
-            CacheError: If the cache was not verified, or a checksum differs.
+            CacheError: If the cache was not verified, or a checksum differs; names the sample and the view.
         """
         names = [name for name in self._verified()[0] if name != "checksums" or checksums is not None]
         found = self._gather(items, names)
         if checksums is not None:
             self._compare(items, found["checksums"], checksums)
         return decode(found, self.num_classes)
-
-    def checksums(self, items: Tensor) -> Tensor:
-        """The checksums (B,) of some items (B,), int64, on the CPU; errors as :meth:`read`."""
-        return self._gather(items, ["checksums"])["checksums"]
-
-    def check(self, items: Tensor, checksums: Tensor) -> None:
-        """Check that samples are those that the teachers saw.
-
-        Args:
-            items: Shape (B,).
-            checksums: Shape (B,): what the samples hash to now.
-
-        Raises:
-            CacheError: If one differs; names the sample and the view. Also as :meth:`read`.
-        """
-        self._compare(items, self.checksums(items), checksums)
 
     def _compare(self, items: Tensor, cached: Tensor, checksums: Tensor) -> None:
         wrong = (cached != checksums.cpu()).nonzero()

@@ -55,7 +55,7 @@ def test_fp32_is_exact_in_any_order(tmp_path: Path) -> None:
     logits = made_logits()
     cache = filled(tmp_path, replace(KEY, dtype="fp32"), logits)
     assert torch.equal(cache.read(ORDER), logits[ORDER].transpose(0, 1))
-    assert torch.equal(cache.checksums(ORDER), CHECKSUMS[ORDER])
+    assert torch.equal(cache._gather(ORDER, ["checksums"])["checksums"], CHECKSUMS[ORDER])
     assert cache.read(ORDER[:0]).shape == (2, 0, 7)
     assert (cache.num_chunks, cache.num_classes, cache.items(2)) == (3, 7, range(8, 10))
 
@@ -435,11 +435,11 @@ def test_files_are_what_the_library_writes(tmp_path: Path) -> None:
 
 def test_samples_that_changed(tmp_path: Path) -> None:
     cache = filled(tmp_path, KEY, made_logits())
-    cache.check(ORDER, CHECKSUMS[ORDER])
+    cache.read(ORDER, CHECKSUMS[ORDER])
     changed = CHECKSUMS[ORDER].clone()
     changed[3:5] += 1  # item 3, twice
     with pytest.raises(CacheError, match=r"Sample 1 \(view 1\) is not the one .* not seeded .* delete"):
-        cache.check(ORDER, changed)
+        cache.read(ORDER, changed)
     with pytest.raises(CacheError, match=r"Sample 1 \(view 1\) is not the one"):
         cache.read(ORDER, changed)
     assert torch.equal(cache.read(ORDER, CHECKSUMS[ORDER]), cache.read(ORDER))

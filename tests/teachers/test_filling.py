@@ -81,7 +81,7 @@ def test_what_training_reads_is_what_the_teachers_say(tmp_path: Path, store: Sna
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            cache.check(batch.items, batch.checksums)
+            cache.read(batch.items, batch.checksums)
             # sums of 72 products in fp32, in an order that depends on the size of the batch
             torch.testing.assert_close(cache.read(batch.items), ensemble(batch.batch[0]), rtol=1e-5, atol=1e-5)
 
@@ -162,9 +162,9 @@ def test_samples_and_transforms_that_changed(tmp_path: Path) -> None:
     for dataset, item in ((changed, 41), (whitened, 0)):
         item_now = Views(dataset, V, SEED)[item]
         with pytest.raises(CacheError, match=rf"Sample {item // 2} \(view {item % 2}\) .* or its transforms changed"):
-            cache.check(torch.tensor([item]), torch.tensor([item_now.checksum]))
+            cache.read(torch.tensor([item]), torch.tensor([item_now.checksum]))
     other_item = Views(changed, V, SEED)[3]
-    cache.check(torch.tensor([3]), torch.tensor([other_item.checksum]))
+    cache.read(torch.tensor([3]), torch.tensor([other_item.checksum]))
 
 
 def test_non_finite_logits_are_named(tmp_path: Path) -> None:
