@@ -85,12 +85,12 @@ class Study:
         with tempfile.TemporaryDirectory() as folder:
             seed_everything(seed, verbose=False)
             module = DistillationModule(
-                _TASK.network(*_TASK.student),
+                _TASK.student(),
                 _TASK.teacher(),
                 self._harvest,
                 choice=self._teachers,
                 cache=None if views is None else TeacherCache(folder, views=views, seed=seed),
-                lr_scheduler=_TASK.lr_scheduler(_TASK.epochs[1]),
+                lr_scheduler=_TASK.lr_scheduler(1),
             )
             trainer = fit(module, data, _TASK.epochs[1])
         (found,) = trainer.test(Classifier(module.student), data, verbose=False)  # the teachers are not asked again
@@ -98,7 +98,7 @@ class Study:
 
     def _train_teacher(self) -> None:
         seed_everything(0, verbose=False)
-        module = Classifier(_TASK.teacher(), lr_scheduler=_TASK.lr_scheduler(_TASK.epochs[0]))
+        module = Classifier(_TASK.teacher(), lr_scheduler=_TASK.lr_scheduler(0))
         fit(module, self._make_data(), _TASK.epochs[0], CheckpointHarvester(dirpath=self._harvest, submodule="network"))
 
 

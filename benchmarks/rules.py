@@ -89,7 +89,7 @@ def compare(folder: Path, roots: dict[str, str]) -> Iterator[Outcome]:
     """All rules on the harvest and students of one folder."""
     results = json.loads((folder / "students.json").read_text())
     task = TASKS[results["task"]]
-    data = task.data(root=roots[results["task"]]) if results["task"] in roots else task.data()
+    data = task.open_data(Path(roots[results["task"]]) if results["task"] in roots else None)
     data.setup("fit")
     students = {epoch: 100 * accuracy for epoch, accuracy in mean_accuracies(results).items()}
     name = f"{results['task']} {results['teacher_seed']}"

@@ -69,7 +69,7 @@ def open_students(options: argparse.Namespace) -> tuple[Students, ImageDataModul
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images of this size need none
     task = TASKS[options.task]
-    data = task.data() if options.data is None else task.data(root=options.data)
+    data = task.open_data(options.data)
     return Students(task, data, options.out, options.task, options.teacher_seed), data
 
 
@@ -146,14 +146,12 @@ class Students:
         kept = {"epochs": [epochs - 1]} if teacher else {}
         harvester = CheckpointHarvester(self.harvest(teacher), submodule="network", **kept)
         seed_everything(self._teacher_seed + 1000 * teacher, verbose=False)
-        return self._fit(
-            Classifier(_fast(self._task.teacher()), lr_scheduler=self._task.lr_scheduler(epochs)), harvester
-        )
+        return self._fit(Classifier(_fast(self._task.teacher()), lr_scheduler=self._task.lr_scheduler(0)), harvester)
 
     def _train_student(self, choice: str, seed: int, epochs: list[int], others: list[int]) -> dict[str, float]:
         seed_everything(seed, verbose=False)
-        student = _fast(self._task.network(*self._task.student))
-        lr_scheduler = self._task.lr_scheduler(self._task.epochs[1])
+        student = _fast(self._task.student())
+        lr_scheduler = self._task.lr_scheduler(1)
         if choice == ALONE:
             return self._fit(Classifier(student, lr_scheduler=lr_scheduler))
         options: dict[str, Any] = {"student": student, "teacher": self._task.teacher(), "lr_scheduler": lr_scheduler}

@@ -68,7 +68,7 @@ def select_all(task: Task, students: Students, data: ImageDataModule, out: Path)
     """
     data.setup("fit")
     found = read(out)
-    proxy = StudentProxy(task.network(*task.student), steps=200, candidates=5)
+    proxy = StudentProxy(task.student(), steps=200, candidates=5)
     rules: dict[str, dict[str, Any]] = {
         "half-way": {"rule": "half", "num_teachers": 1},
         "MI": {"num_teachers": 1},

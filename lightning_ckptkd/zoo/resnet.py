@@ -34,14 +34,19 @@ class CIFARResNet(nn.Module):
         num_classes: Number of classes K.
         width: Channels of the first group; the next ones have twice and four times as many.
         in_channels: Channels of the image.
+        stem_stride: Stride of the first convolution: 1 as in the paper; 2 costs a quarter.
     """
 
-    def __init__(self, depth: int = 32, num_classes: int = 100, width: int = 16, in_channels: int = 3) -> None:
+    def __init__(
+        self, depth: int = 32, num_classes: int = 100, width: int = 16, in_channels: int = 3, stem_stride: int = 1
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ArgumentError(f"depth should be 6n + 2 (8, 14, 20, 32, 56, 110), got {depth}.")
         blocks = (depth - 2) // 6
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         groups, channels = [], width
         for group in range(3):
             group_width = width * 2**group
