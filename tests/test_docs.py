@@ -60,7 +60,7 @@ def test_what_teachers_cost_a_student() -> None:
     text = (REPOSITORY / "docs" / "distillation.md").read_text()
     results = json.loads((RESULTS / "distillation.json").read_text())
     parts = [part for part in results if part != "students"]
-    assert set(parts) >= {"uncached", "epoch", "fill", "memory", "accuracy"}
+    assert set(parts) >= {"uncached", "epoch", "fill", "memory", "accuracy", "views"}
     assert all(found["table"] in text for part in parts for found in results[part].values())
 
 

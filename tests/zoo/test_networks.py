@@ -29,6 +29,7 @@ def test_published_parameter_counts(make: Callable[[], nn.Module], millions: flo
     [
         (CIFARResNet(8, 10, 4, in_channels=1), (2, 1, 8, 8)),
         (CIFARResNet(14, 7), (2, 3, 28, 28)),
+        (CIFARResNet(8, 10, 4, stem_stride=2), (2, 3, 28, 28)),
         (WideResNet(10, 1, 5), (2, 3, 32, 32)),
         (small_image_mobilenet_v2(6), (2, 3, 32, 32)),
     ],
@@ -38,6 +39,10 @@ def test_logits(network: nn.Module, shape: tuple[int, ...]) -> None:
     assert logits.dim() == 2
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_strided_stem_halves_the_images() -> None:
+    assert CIFARResNet(8, 10, 4, stem_stride=2).stem(torch.ones(1, 3, 28, 28)).shape[-2:] == (14, 14)
 
 
 def test_mobilenet_keeps_small_images_large_enough() -> None:
