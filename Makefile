@@ -1,8 +1,8 @@
-# `make demo`, `make test` and `make bench` set up all that they need in .venv.
+# `make demo`, `make test`, `make bench` and `make tables` set up all that they need in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench format clean
+.PHONY: demo test bench tables format clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m lightning_ckptkd.demo
@@ -15,6 +15,11 @@ test: .venv/test.stamp
 
 bench: .venv/bench.stamp
 	$(BIN)/python -m benchmarks.peers
+
+# make tables TASK=fashion_step DATA=folder
+TASK ?= digits
+tables: .venv/demo.stamp
+	$(BIN)/python -m benchmarks.tables $(TASK) tables/$(TASK) $(if $(DATA),--data $(DATA))
 
 format: .venv/test.stamp
 	$(BIN)/ruff format .

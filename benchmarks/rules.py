@@ -1,8 +1,9 @@
 """How well each rule foretells the students: ``python -m benchmarks.rules OUT [OUT ...] [--data TASK=ROOT]``.
 
-OUT are folders of ``python -m benchmarks.students``. For each rule and folder: Spearman's correlation between the score
-of a snapshot and the mean accuracy of its students, and what the students of the rule's first choice lose against
-those of the best snapshot that was tried, and gain against those of the last. Writes ``benchmarks/results/rules.json``.
+OUT are folders of ``python -m benchmarks.students`` or ``benchmarks.tables``. For each rule and folder: Spearman's
+correlation between the score of a snapshot and the mean accuracy of its students, and what the students of the rule's
+first choice lose against those of the best snapshot that was tried, and gain against those of the last. Writes
+``benchmarks/results/rules.json``; folders that it has already are not done again.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torchmetrics.functional import spearman_corrcoef
 
 from benchmarks.students import mean_accuracies
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.report import format_table
 from lightning_ckptkd.snapshots import Selection
+from lightning_ckptkd.teachers import load_teachers
+from lightning_ckptkd.zoo.images import ImageDataModule
 
 RESULTS = Path(__file__).parent / "results" / "rules.json"
 PROBE_SIZE = 2000
@@ -39,7 +43,7 @@ class Outcome:
         rule: What :class:`MISelector` was given.
         spearman: Correlation between scores and students' accuracies; None where all scores are equal.
         chosen: Epoch of the first choice, from 0.
-        loss: Students of the best snapshot less those of the chosen one.
+        regret: Students of the best snapshot less those of the chosen one.
         gain: Students of the chosen snapshot less those of the last one.
     """
 
@@ -47,7 +51,7 @@ class Outcome:
     rule: dict[str, Any]
     spearman: float | None
     chosen: int
-    loss: float
+    regret: float
     gain: float
 
 
@@ -63,6 +67,7 @@ def rules() -> Iterator[dict[str, Any]]:
             {"feature": "probabilities"},
             {"feature": "probabilities", "given_label": True},
             {"label_estimator": "logistic"},
+            {"label_estimator": "convolutional", "input_estimator": "convolutional"},
         ):
             yield {**option, "normalisation": normalisation, "label_floor": 0.9}
     yield {"input_weight": 0.0}
@@ -76,71 +81,111 @@ def rules() -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Compare the rules."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, nargs="+", help="folders of benchmarks.students")
+    parser.add_argument("out", type=Path, nargs="+", help="folders with a harvest and students.json")
     parser.add_argument("--data", nargs="*", default=[], metavar="TASK=ROOT", help="roots of the data modules")
     options = parser.parse_args()
-    roots = dict(item.split("=", 1) for item in options.data)
-    outcomes = [outcome for folder in options.out for outcome in compare(folder, roots)]
-    RESULTS.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-    print(table(outcomes))
+    roots = {task: Path(root) for task, root in (item.split("=", 1) for item in options.data)}
+    outcomes = [Outcome(**outcome) for outcome in json.loads(RESULTS.read_text())] if RESULTS.exists() else []
+    for folder in options.out:
+        results = json.loads((folder / "students.json").read_text())
+        if name_of(results) not in {outcome.task for outcome in outcomes}:
+            outcomes += compare(folder, results, roots.get(results["task"]))
+            RESULTS.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+    print(correlations(outcomes))
+    print(regrets(outcomes))
 
 
-def compare(folder: Path, roots: dict[str, str]) -> Iterator[Outcome]:
+def name_of(results: dict[str, Any]) -> str:
+    """Task and teacher of a ``students.json``."""
+    return f"{results['task']} {results['teacher_seed']}"
+
+
+def compare(folder: Path, results: dict[str, Any], root: Path | None) -> Iterator[Outcome]:
     """All rules on the harvest and students of one folder."""
-    results = json.loads((folder / "students.json").read_text())
-    task = TASKS[results["task"]]
-    data = task.open_data(Path(roots[results["task"]]) if results["task"] in roots else None)
+    task, name = TASKS[results["task"]], name_of(results)
+    data = task.open_data(root)
     data.setup("fit")
     students = {epoch: 100 * accuracy for epoch, accuracy in mean_accuracies(results).items()}
-    name = f"{results['task']} {results['teacher_seed']}"
     for rule in rules():
         selector = MISelector(num_teachers=1, probe_size=PROBE_SIZE, **rule)
         with contextlib.redirect_stdout(io.StringIO()):
             selection = selector.select(folder / "harvest", task.teacher(), data.val_dataloader(), progress=False)
         yield judge(name, rule, selection, students)
+    losses = validation_losses(folder / "harvest", task, data, list(students))
+    scores = {epoch: -loss for epoch, loss in losses.items()}
+    yield make_outcome(name, {"rule": "validation loss"}, scores, max(scores, key=scores.__getitem__), students)
+
+
+def validation_losses(harvest: Path, task: Task, data: ImageDataModule, epochs: list[int]) -> dict[int, float]:
+    """Cross-entropy in nats of some snapshots on the validation images, by epoch."""
+    found = {}
+    for epoch in epochs:
+        teacher = load_teachers({str(harvest): task.teacher()}, [epoch])[0]
+        losses = [F.cross_entropy(teacher(x)[0], y, reduction="none") for x, y in data.val_dataloader()]
+        found[epoch] = float(torch.cat(losses).mean())
+    return found
 
 
 def judge(name: str, rule: dict[str, Any], selection: Selection, students: dict[int, float]) -> Outcome:
-    """One rule against the students of the snapshots that were tried."""
+    """One rule of the selector against the students of the snapshots that were tried."""
     tried = [candidate for candidate in selection.candidates if candidate.epoch in students]
-    scores = [candidate.score for candidate in tried]
-    spearman = None
-    if all(score is not None for score in scores) and len(set(scores)) > 1:
-        accuracies = torch.tensor([students[candidate.epoch] for candidate in tried])
-        spearman = float(spearman_corrcoef(torch.tensor(scores), accuracies))
-    last = max(students)
+    scores = {candidate.epoch: candidate.score for candidate in tried if candidate.score is not None}
     if rule.get("rule") in ("half", "full"):
         (wanted,) = (candidate.epoch for candidate in selection.candidates if candidate.file == selection.chosen[0])
         chosen = min(students, key=lambda epoch: abs(epoch - wanted))
     else:
         chosen = min(tried, key=lambda candidate: candidate.rank or len(selection.candidates) + 1).epoch
+    return make_outcome(name, rule, scores, chosen, students)
+
+
+def make_outcome(
+    name: str, rule: dict[str, Any], scores: dict[int, float], chosen: int, students: dict[int, float]
+) -> Outcome:
+    """What a rule's scores, by epoch, and its choice are worth; without a score of each snapshot no correlation."""
+    spearman = None
+    if len(scores) == len(students) and len(set(scores.values())) > 1:
+        epochs = sorted(students)
+        found = spearman_corrcoef(
+            torch.tensor([scores[epoch] for epoch in epochs]), torch.tensor([students[epoch] for epoch in epochs])
+        )
+        spearman = float(found)
+    last = max(students)
     return Outcome(
-        name,
-        rule,
-        spearman,
-        chosen,
-        max(students.values()) - students[chosen],
-        students[chosen] - students[last],
+        name, rule, spearman, chosen, max(students.values()) - students[chosen], students[chosen] - students[last]
     )
 
 
-def table(outcomes: list[Outcome]) -> str:
-    """A line for each rule, a column for each folder: correlation, first choice, gain against the last snapshot."""
+def correlations(outcomes: list[Outcome]) -> str:
+    """A line for each rule with scores, a column for each folder: Spearman's correlation."""
+    rows = []
     tasks = list(dict.fromkeys(outcome.task for outcome in outcomes))
-    by_rule: dict[str, dict[str, Outcome]] = {}
+    for words, found in _by_rule(outcomes).items():
+        own = [found[task].spearman for task in tasks]
+        known = [value for value in own if value is not None]
+        if known:
+            cells = ["-" if value is None else f"{value:+.2f}" for value in own]
+            rows.append([words, *cells, f"{statistics.mean(known):+.2f}", f"{min(known):+.2f}"])
+    return format_table(["rule", *tasks, "mean", "worst"], rows)
+
+
+def regrets(outcomes: list[Outcome]) -> str:
+    """A line for each rule, a column for each folder: the epoch chosen and its gain; regret over all folders."""
+    rows = []
+    tasks = list(dict.fromkeys(outcome.task for outcome in outcomes))
+    for words, found in _by_rule(outcomes).items():
+        gains = [found[task].gain for task in tasks]
+        regret = statistics.mean(found[task].regret for task in tasks)
+        cells = [f"{found[task].chosen}: {found[task].gain:+.1f}" for task in tasks]
+        rows.append([words, *cells, f"{statistics.mean(gains):+.2f}", f"{min(gains):+.1f}", f"{regret:.2f}"])
+    return format_table(["rule", *tasks, "mean", "worst", "mean regret"], rows)
+
+
+def _by_rule(outcomes: list[Outcome]) -> dict[str, dict[str, Outcome]]:
+    found: dict[str, dict[str, Outcome]] = {}
     for outcome in outcomes:
         words = ", ".join(f"{key}={value}" for key, value in outcome.rule.items())
-        by_rule.setdefault(words, {})[outcome.task] = outcome
-    rows = []
-    for words, found in by_rule.items():
-        cells = [
-            f"{'-' if (o := found[task]).spearman is None else f'{o.spearman:+.2f}'}; {o.chosen}; {o.gain:+.1f}"
-            for task in tasks
-        ]
-        mean = statistics.mean(found[task].gain for task in tasks)
-        worst = min(found[task].gain for task in tasks)
-        rows.append([words, *cells, f"{mean:+.2f}", f"{worst:+.1f}"])
-    return format_table(["rule", *tasks, "mean gain", "worst"], rows)
+        found.setdefault(words, {})[outcome.task] = outcome
+    return found
 
 
 if __name__ == "__main__":

@@ -28,11 +28,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
 
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import CheckpointHarvester, DistillationModule
 from lightning_ckptkd.teachers import TeacherCache, TeacherSchedule
-from lightning_ckptkd.zoo import CIFARResNet, Classifier
+from lightning_ckptkd.zoo import Classifier
 from lightning_ckptkd.zoo.images import ImageDataModule
 
 ALONE, INDEPENDENT = "alone", "independent:"
@@ -60,6 +61,7 @@ def task_parser(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, help="folder for the harvest and students.json")
     parser.add_argument("--data", type=Path, help="root of the data module")
     parser.add_argument("--teacher_seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
 
 
@@ -70,7 +72,7 @@ def open_students(options: argparse.Namespace) -> tuple[Students, ImageDataModul
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images of this size need none
     task = TASKS[options.task]
     data = task.open_data(options.data)
-    return Students(task, data, options.out, options.task, options.teacher_seed), data
+    return Students(task, data, options.out, options.task, options.teacher_seed, options.device), data
 
 
 class Students:
@@ -82,10 +84,11 @@ class Students:
         out: Folder for the harvest and the results.
         name: Of the task, for the record.
         teacher_seed: Seed of the teacher.
+        device: What all trainings run on.
     """
 
-    def __init__(self, task: Task, data: ImageDataModule, out: Path, name: str, teacher_seed: int) -> None:
-        self._task, self._data, self._out = task, data, out
+    def __init__(self, task: Task, data: ImageDataModule, out: Path, name: str, teacher_seed: int, device: str) -> None:
+        self._task, self._data, self._out, self._device = task, data, out, device
         self._path = out / "students.json"
         self._teacher_seed = teacher_seed
         out.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,7 @@ class Students:
     def _train_teacher(self, teacher: int) -> dict[str, float]:
         shutil.rmtree(self.harvest(teacher), ignore_errors=True)  # of a training that was cut short
         epochs = self._task.epochs[0]
-        kept = {"epochs": [epochs - 1]} if teacher else {}
+        kept = {"epochs": [epochs - 1]} if teacher else {"every_n_epochs": self._task.every_n_epochs}
         harvester = CheckpointHarvester(self.harvest(teacher), submodule="network", **kept)
         seed_everything(self._teacher_seed + 1000 * teacher, verbose=False)
         return self._fit(Classifier(_fast(self._task.teacher()), lr_scheduler=self._task.lr_scheduler(0)), harvester)
@@ -170,7 +173,7 @@ class Students:
 
     def _fit(self, module: LightningModule, *callbacks: Callback) -> dict[str, float]:
         started = time.perf_counter()
-        trainer = fit(module, self._data, self._task.epochs[0 if callbacks else 1], *callbacks)
+        trainer = fit(module, self._data, self._task.epochs[0 if callbacks else 1], *callbacks, device=self._device)
         seconds = time.perf_counter() - started
         network = module.student if isinstance(module, DistillationModule) else module.network
         (result,) = trainer.test(Classifier(network), self._data, verbose=False)  # type: ignore[arg-type]
@@ -180,11 +183,14 @@ class Students:
         return _LockedResults(self._path)
 
 
-def fit(module: LightningModule, data: ImageDataModule, epochs: int, *callbacks: Callback) -> Trainer:
-    """Train on the CPU, without validation."""
+def fit(
+    module: LightningModule, data: ImageDataModule, epochs: int, *callbacks: Callback, device: str = "cpu"
+) -> Trainer:
+    """Train on one device, without validation."""
     trainer = Trainer(
         max_epochs=epochs,
-        accelerator="cpu",
+        accelerator=device,
+        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -249,9 +255,10 @@ def _independent(choice: str) -> list[int]:
     return [int(n) for n in choice.removeprefix(INDEPENDENT).split(",")] if choice.startswith(INDEPENDENT) else []
 
 
-def _fast(network: CIFARResNet) -> CIFARResNet:
+def _fast(network: nn.Module) -> nn.Module:
     """Channels last, but not where they are no multiple of 8: torch 2.15's gradient then writes past its memory."""
-    return network.to(memory_format=torch.channels_last) if network.fc.in_features % 32 == 0 else network
+    channels = [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return network if any(number % 8 for number in channels) else network.to(memory_format=torch.channels_last)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -49,15 +50,19 @@ def main() -> None:
     task = TASKS[options.task]
     if "teachers" in options.only:
         students.train_independent(range(1, max(SIZES)))
-    selections = select_all(task, students, data, options.out) if "selections" in options.only else read(options.out)
+    selections = (
+        select_all(task, students, data, options.out, options.device)
+        if "selections" in options.only
+        else read(options.out)
+    )
     if "students" in options.only:
         choices = [*(str(epoch) for epoch in task.tried), *selections_choices(selections), *independent_choices()]
         students.train_all(list(dict.fromkeys([ALONE, *choices])), options.seeds)
     if "table" in options.only:
-        write_table(options.task, students, data, selections)
+        write_table(options.task, students, data, selections, options.device)
 
 
-def select_all(task: Task, students: Students, data: ImageDataModule, out: Path) -> dict[str, Any]:
+def select_all(task: Task, students: Students, data: ImageDataModule, out: Path, device: str) -> dict[str, Any]:
     """What each rule chooses of the first harvest, best first, and how long it takes.
 
     Args:
@@ -65,6 +70,7 @@ def select_all(task: Task, students: Students, data: ImageDataModule, out: Path)
         students: Their teacher is trained.
         data: Where the probe set is from.
         out: Folder for ``selections.json``; what is in it already is not done again.
+        device: What the snapshots run on.
     """
     data.setup("fit")
     found = read(out)
@@ -87,15 +93,20 @@ def select_all(task: Task, students: Students, data: ImageDataModule, out: Path)
         started = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
             chosen = selector.select(
-                harvest, task.teacher(), data.val_dataloader(), train=data.train_dataloader(), progress=False
+                harvest,
+                task.teacher(),
+                data.val_dataloader(),
+                train=data.train_dataloader(),
+                device=device,
+                progress=False,
             )
         seconds = time.perf_counter() - started
         epochs = {candidate.file: candidate.epoch for candidate in chosen.candidates}
         found[name] = {"epochs": [epochs[file] for file in chosen.chosen], "seconds": round(seconds, 1)}
         write(out, found)
         print(f"{name}: {found[name]}", flush=True)
-    last = max(snapshot.epoch for snapshot in SnapshotStore.open(harvest).snapshots)
-    found |= {f"last {size}": {"epochs": [last - n for n in range(size)], "seconds": 0.0} for size in SIZES}
+    latest = sorted((snapshot.epoch for snapshot in SnapshotStore.open(harvest).snapshots), reverse=True)
+    found |= {f"last {size}": {"epochs": latest[:size], "seconds": 0.0} for size in SIZES}
     write(out, found)
     return found
 
@@ -128,7 +139,9 @@ def independent_choices() -> list[str]:
     return [INDEPENDENT + ",".join(map(str, range(size))) for size in SIZES]
 
 
-def teacher_accuracies(task: Task, students: Students, data: ImageDataModule, choices: list[str]) -> dict[str, float]:
+def teacher_accuracies(
+    task: Task, students: Students, data: ImageDataModule, choices: list[str], device: str
+) -> dict[str, float]:
     """Test accuracy of the teachers of each choice together, by the mean of their logits."""
     data.setup("test")
     batches = list(data.test_dataloader())
@@ -138,8 +151,8 @@ def teacher_accuracies(task: Task, students: Students, data: ImageDataModule, ch
     def logits(folder: Path, epoch: int) -> Tensor:
         key = f"{folder} {epoch}"
         if key not in single:
-            ensemble = load_teachers({str(folder): task.teacher()}, [epoch])[0]
-            single[key] = torch.cat([ensemble(x)[0] for x, _ in batches])
+            ensemble = load_teachers({str(folder): task.teacher()}, [epoch])[0].to(device)
+            single[key] = torch.cat([ensemble(x.to(device))[0].cpu() for x, _ in batches])
         return single[key]
 
     last = task.epochs[0] - 1
@@ -154,16 +167,17 @@ def teacher_accuracies(task: Task, students: Students, data: ImageDataModule, ch
     return found
 
 
-def write_table(name: str, students: Students, data: ImageDataModule, selections: dict[str, Any]) -> None:
+def write_table(name: str, students: Students, data: ImageDataModule, selections: dict[str, Any], device: str) -> None:
     """Raw numbers, table and picture."""
     results = students.results
     choices = [choice for choice in results["students"] if choice != ALONE]
     document = {
         **results,
-        "title": TASKS[name].title or name,
+        "title": TASKS[name].title,
         "teacher_epochs": TASKS[name].epochs[0],
         "selections": selections,
-        "teacher_accuracies": teacher_accuracies(TASKS[name], students, data, choices),
+        "teacher_accuracies": teacher_accuracies(TASKS[name], students, data, choices, device),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores",
     }
     RESULTS.mkdir(exist_ok=True, parents=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -6,14 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lightning_ckptkd.zoo import CIFAR100DataModule, CIFARResNet, DigitsDataModule, FashionMNISTDataModule
+from lightning_ckptkd.optimizers import LRSchedulerCallable
+from lightning_ckptkd.zoo import (
+    CIFAR100DataModule,
+    CIFARResNet,
+    DigitsDataModule,
+    FashionMNISTDataModule,
+    ImageFolderDataModule,
+    WideResNet,
+)
 from lightning_ckptkd.zoo.images import ImageDataModule, crop_and_flip
 
 
@@ -22,49 +30,35 @@ class Task:
     """Data, networks and budgets of one study.
 
     Attributes:
+        title: What the study is, in words.
         data: Makes the data module; gets the data folder where there is one.
-        channels: Of the images.
-        classes: Number of classes K.
-        student_size: Depth and width of the student, and the stride of its stem.
+        teacher: Makes a teacher that is not trained.
+        student: Makes a student that is not trained.
         epochs: Of the teacher, and of each student.
         tried: Epochs of the harvest, from 0, whose snapshots teach.
-        schedules: Of the teacher, and of each student. ``step``: the learning rate falls to a tenth after each third
-            of training, rounded down to epochs; ``cosine``: to zero.
+        schedules: Of the teacher, and of each student: a name in ``SCHEDULES``.
         views: Students train on a cache of their teachers' logits with so many views, and all images are decoded
             beforehand (:func:`decode`), cropped and flipped if there are several views. None: on live teachers.
-        title: What the study is, in words.
-        teacher_size: As ``student_size``.
+        every_n_epochs: Of the harvest.
     """
 
+    title: str
     data: Callable[..., ImageDataModule]
-    channels: int
-    classes: int
-    student_size: tuple[int, int, int]
+    teacher: Callable[[], nn.Module]
+    student: Callable[[], nn.Module]
     epochs: tuple[int, int]
     tried: tuple[int, ...]
     schedules: tuple[str, str] = ("step", "step")
     views: int | None = None
-    title: str = ""
-    teacher_size: tuple[int, int, int] = (14, 16, 1)
+    every_n_epochs: int = 1
 
-    def teacher(self) -> CIFARResNet:
-        """A teacher that is not trained."""
-        return self._network(*self.teacher_size)
-
-    def student(self) -> CIFARResNet:
-        """A student that is not trained."""
-        return self._network(*self.student_size)
-
-    def lr_scheduler(self, whose: int) -> Callable[[torch.optim.Optimizer], LRScheduler]:
+    def lr_scheduler(self, whose: int) -> LRSchedulerCallable:
         """The course of the learning rate over a training.
 
         Args:
             whose: 0: the teacher's; 1: a student's.
         """
-        epochs = self.epochs[whose]
-        if self.schedules[whose] == "cosine":
-            return partial(CosineAnnealingLR, T_max=epochs)
-        return partial(StepLR, step_size=max(1, epochs // 3), gamma=0.1)
+        return SCHEDULES[self.schedules[whose]](self.epochs[whose])
 
     def open_data(self, root: Path | None) -> ImageDataModule:
         """The images.
@@ -76,9 +70,6 @@ class Task:
         if self.views is not None:
             decode(data, augment=self.views > 1)
         return data
-
-    def _network(self, depth: int, width: int, stem_stride: int) -> CIFARResNet:
-        return CIFARResNet(depth, self.classes, width, self.channels, stem_stride)
 
 
 class Decoded(Dataset[tuple[Tensor, int]]):
@@ -117,67 +108,107 @@ def decode(data: ImageDataModule, *, augment: bool) -> None:
         data.sets[split] = Decoded(images, v2.Compose(random))
 
 
-_digits = partial(DigitsDataModule, train_size=300)
+SCHEDULES: dict[str, Callable[[int], LRSchedulerCallable]] = {
+    "step": lambda epochs: partial(StepLR, step_size=max(1, epochs // 3), gamma=0.1),  # after each third
+    "paper": lambda epochs: partial(StepLR, step_size=max(1, epochs * 3 // 10), gamma=0.1),  # 60 of 200
+    "cosine": lambda epochs: partial(CosineAnnealingLR, T_max=epochs),
+}
+
 _fashion = partial(FashionMNISTDataModule, num_workers=0)
 _cifar = partial(CIFAR100DataModule, num_workers=0)
 _cifar_20k = partial(_cifar, train_size=20000, augment=False)
+_grey, _colour = partial(CIFARResNet, num_classes=10, in_channels=1), partial(CIFARResNet, num_classes=100)
+_paper: dict[str, Any] = {
+    "epochs": (200, 200),
+    "tried": tuple(range(19, 200, 20)),
+    "schedules": ("paper", "paper"),
+    "every_n_epochs": 20,
+}
 
 TASKS = {
     "digits": Task(
-        _digits,
-        1,
-        10,
-        (8, 4, 1),
-        (30, 30),
-        (0, 2, 4, 6, 9, 11, 14, 19, 24, 29),
-        title="scikit-learn's digits, 300 images, StepLR",
+        "scikit-learn's digits, 300 images, StepLR",
+        partial(DigitsDataModule, train_size=300),
+        partial(_grey, 14, width=16),
+        partial(_grey, 8, width=4),
+        epochs=(30, 30),
+        tried=(0, 2, 4, 6, 9, 11, 14, 19, 24, 29),
     ),
-    "fashion_mnist": Task(partial(_fashion, train_size=5000), 1, 10, (8, 8, 1), (20, 10), (0, 1, 3, 6, 8, 11, 14, 19)),
-    "cifar100": Task(partial(_cifar, train_size=10000), 3, 100, (8, 8, 1), (24, 6), (0, 2, 4, 7, 9, 12, 16, 23)),
+    "fashion_mnist": Task(
+        "Fashion-MNIST, 5,000 images, no augmentation, StepLR",
+        partial(_fashion, train_size=5000),
+        partial(_grey, 14, width=16),
+        partial(_grey, 8, width=8),
+        epochs=(20, 10),
+        tried=(0, 1, 3, 6, 8, 11, 14, 19),
+    ),
+    "cifar100": Task(
+        "CIFAR-100, 10,000 images, crops and flips, StepLR",
+        partial(_cifar, train_size=10000),
+        partial(_colour, 14, width=16),
+        partial(_colour, 8, width=8),
+        epochs=(24, 6),
+        tried=(0, 2, 4, 7, 9, 12, 16, 23),
+    ),
     "fashion_step": Task(
+        "Fashion-MNIST, 10,000 images, no augmentation, StepLR",
         partial(_fashion, train_size=10000),
-        1,
-        10,
-        (8, 8, 2),
-        (20, 8),
-        (1, 3, 5, 6, 8, 11, 14, 19),
+        partial(_grey, 14, width=16),
+        partial(_grey, 8, width=8, stem_stride=2),
+        epochs=(20, 8),
+        tried=(1, 3, 5, 6, 8, 11, 14, 19),
         schedules=("step", "cosine"),
         views=1,
-        title="Fashion-MNIST, 10,000 images, no augmentation, StepLR",
     ),
     "fashion_cosine": Task(
+        "Fashion-MNIST, 10,000 images, crops and flips, cosine",
         partial(_fashion, train_size=10000),
-        1,
-        10,
-        (8, 8, 2),
-        (20, 8),
-        (1, 3, 5, 8, 11, 14, 16, 19),
+        partial(_grey, 14, width=16),
+        partial(_grey, 8, width=8, stem_stride=2),
+        epochs=(20, 8),
+        tried=(1, 3, 5, 8, 11, 14, 16, 19),
         schedules=("cosine", "cosine"),
         views=4,
-        title="Fashion-MNIST, 10,000 images, crops and flips, cosine",
     ),
     "cifar100_step": Task(
+        "CIFAR-100, 20,000 images, no augmentation, StepLR",
         _cifar_20k,
-        3,
-        100,
-        (8, 8, 2),
-        (24, 6),
-        (1, 3, 5, 7, 9, 12, 16, 19, 23),
+        partial(_colour, 14, width=16, stem_stride=2),
+        partial(_colour, 8, width=8, stem_stride=2),
+        epochs=(24, 6),
+        tried=(1, 3, 5, 7, 9, 12, 16, 19, 23),
         schedules=("step", "cosine"),
-        teacher_size=(14, 16, 2),
         views=1,
-        title="CIFAR-100, 20,000 images, no augmentation, StepLR",
     ),
     "cifar100_cosine": Task(
+        "CIFAR-100, 20,000 images, crops and flips, cosine",
         _cifar_20k,
-        3,
-        100,
-        (8, 8, 2),
-        (24, 6),
-        (1, 3, 5, 8, 11, 14, 17, 20, 23),
+        partial(_colour, 14, width=16, stem_stride=2),
+        partial(_colour, 8, width=8, stem_stride=2),
+        epochs=(24, 6),
+        tried=(1, 3, 5, 8, 11, 14, 17, 20, 23),
         schedules=("cosine", "cosine"),
-        teacher_size=(14, 16, 2),
         views=4,
-        title="CIFAR-100, 20,000 images, crops and flips, cosine",
+    ),
+    "cifar100_wrn": Task(
+        "CIFAR-100, the paper's WRN-40-2 to WRN-40-1",
+        partial(CIFAR100DataModule, num_workers=8),
+        partial(WideResNet, 40, 2, 100),
+        partial(WideResNet, 40, 1, 100),
+        **_paper,
+    ),
+    "cifar100_resnet": Task(
+        "CIFAR-100, the paper's ResNet-110 to ResNet-32",
+        partial(CIFAR100DataModule, num_workers=8),
+        partial(_colour, 110),
+        partial(_colour, 32),
+        **_paper,
+    ),
+    "tiny_imagenet": Task(
+        "Tiny-ImageNet, the paper's WRN-40-2 to WRN-40-1",
+        partial(ImageFolderDataModule, image_size=64, num_workers=8),
+        partial(WideResNet, 40, 2, 200),
+        partial(WideResNet, 40, 1, 200),
+        **_paper,
     ),
 }
