@@ -188,7 +188,8 @@ def write_table(name: str, students: Students, data: ImageDataModule, selections
 def table(results: dict[str, Any]) -> str:
     """The rows of the paper's tables and of ours, as Markdown."""
     length, last = results["teacher_epochs"], str(results["teacher_epochs"] - 1)
-    seconds = results["teacher"]["seconds"] / length
+    teachers = [results["teacher"], *results["independent"].values()]
+    seconds = statistics.median(teacher["seconds"] for teacher in teachers) / length
     singles = [choice for choice in results["students"] if choice.isdigit()]
     best = max(singles, key=lambda choice: statistics.mean(accuracies(results, choice)))
     rows: list[tuple[str, str, float, float | None]] = [  # name, choice, epochs of teachers, seconds of selection
