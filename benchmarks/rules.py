@@ -3,7 +3,7 @@
 OUT are folders of ``python -m benchmarks.students`` or ``benchmarks.tables``. For each rule and folder: Spearman's
 correlation between the score of a snapshot and the mean accuracy of its students, and what the students of the rule's
 first choice lose against those of the best snapshot that was tried, and gain against those of the last. Writes
-``benchmarks/results/rules.json``; folders that it has already are not done again.
+``benchmarks/results/rules.json``; what is in it already is not done again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from lightning_ckptkd.zoo.images import ImageDataModule
 
 RESULTS = Path(__file__).parent / "results" / "rules.json"
 PROBE_SIZE = 2000
+LOSS = {"rule": "validation loss"}  # of the teacher; no rule of the selector
 
 
 @dataclass(frozen=True)
@@ -88,32 +89,37 @@ def main() -> None:
     outcomes = [Outcome(**outcome) for outcome in json.loads(RESULTS.read_text())] if RESULTS.exists() else []
     for folder in options.out:
         results = json.loads((folder / "students.json").read_text())
-        if name_of(results) not in {outcome.task for outcome in outcomes}:
-            outcomes += compare(folder, results, roots.get(results["task"]))
+        for outcome in compare(folder, results, roots.get(results["task"]), {known(o.task, o.rule) for o in outcomes}):
+            outcomes.append(outcome)
             RESULTS.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
     print(correlations(outcomes))
     print(regrets(outcomes))
 
 
-def name_of(results: dict[str, Any]) -> str:
-    """Task and teacher of a ``students.json``."""
-    return f"{results['task']} {results['teacher_seed']}"
+def known(task: str, rule: dict[str, Any]) -> str:
+    """What an outcome is known by."""
+    return f"{task} {json.dumps(rule)}"
 
 
-def compare(folder: Path, results: dict[str, Any], root: Path | None) -> Iterator[Outcome]:
-    """All rules on the harvest and students of one folder."""
-    task, name = TASKS[results["task"]], name_of(results)
+def compare(folder: Path, results: dict[str, Any], root: Path | None, done: set[str]) -> Iterator[Outcome]:
+    """All rules on the harvest and students of one folder, without those that are done."""
+    task, name = TASKS[results["task"]], f"{results['task']} {results['teacher_seed']}"
+    wanted = [rule for rule in (*rules(), LOSS) if known(name, rule) not in done]
+    if not wanted:
+        return
     data = task.open_data(root)
     data.setup("fit")
     students = {epoch: 100 * accuracy for epoch, accuracy in mean_accuracies(results).items()}
-    for rule in rules():
+    for rule in wanted:
+        if rule == LOSS:
+            losses = validation_losses(folder / "harvest", task, data, list(students))
+            scores = {epoch: -loss for epoch, loss in losses.items()}
+            yield make_outcome(name, LOSS, scores, max(scores, key=scores.__getitem__), students)
+            continue
         selector = MISelector(num_teachers=1, probe_size=PROBE_SIZE, **rule)
         with contextlib.redirect_stdout(io.StringIO()):
             selection = selector.select(folder / "harvest", task.teacher(), data.val_dataloader(), progress=False)
         yield judge(name, rule, selection, students)
-    losses = validation_losses(folder / "harvest", task, data, list(students))
-    scores = {epoch: -loss for epoch, loss in losses.items()}
-    yield make_outcome(name, {"rule": "validation loss"}, scores, max(scores, key=scores.__getitem__), students)
 
 
 def validation_losses(harvest: Path, task: Task, data: ImageDataModule, epochs: list[int]) -> dict[int, float]:

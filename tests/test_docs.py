@@ -37,7 +37,7 @@ def test_the_estimators() -> None:
 def test_the_selection_on_real_data() -> None:
     text = (REPOSITORY / "docs" / "selection.md").read_text()
     outcomes = [rules.Outcome(**outcome) for outcome in json.loads((RESULTS / "rules.json").read_text())]
-    assert rules.table(outcomes) in text
+    assert rules.correlations(outcomes) in text and rules.regrets(outcomes) in text
     planes = sorted((RESULTS / "planes").glob("*.json"))
     assert planes
     for plane in planes:
