@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from benchmarks.rows import half_width
@@ -151,7 +152,7 @@ def teacher_accuracies(
     def logits(folder: Path, epoch: int) -> Tensor:
         key = f"{folder} {epoch}"
         if key not in single:
-            ensemble = load_teachers({str(folder): task.teacher()}, [epoch])[0].to(device)
+            ensemble = load_teachers({str(folder): task.teacher()}, [epoch])[0].to(torch.device(device), torch.float32)
             single[key] = torch.cat([ensemble(x.to(device))[0].cpu() for x, _ in batches])
         return single[key]
 
@@ -292,6 +293,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         if name in results["selections"]:
             left.axvline(results["selections"][name]["epochs"][0], color=colour, linestyle=":", label=name)
     left.set(xlabel="teacher's epoch", ylabel="test accuracy %", title=results["title"])
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(fontsize=8)
     rows = {"student alone": ALONE, "full teacher": str(results["teacher_epochs"] - 1)}
     rows |= {name: as_choice(selection["epochs"]) for name, selection in results["selections"].items()}
