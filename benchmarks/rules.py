@@ -166,11 +166,11 @@ def correlations(outcomes: list[Outcome]) -> str:
     rows = []
     tasks = list(dict.fromkeys(outcome.task for outcome in outcomes))
     for words, found in _by_rule(outcomes).items():
-        own = [found[task].spearman for task in tasks]
-        known = [value for value in own if value is not None]
-        if known:
+        own = [found[task].spearman if task in found else None for task in tasks]
+        numbers = [value for value in own if value is not None]
+        if numbers:
             cells = ["-" if value is None else f"{value:+.2f}" for value in own]
-            rows.append([words, *cells, f"{statistics.mean(known):+.2f}", f"{min(known):+.2f}"])
+            rows.append([words, *cells, f"{statistics.mean(numbers):+.2f}", f"{min(numbers):+.2f}"])
     return format_table(["rule", *tasks, "mean", "worst"], rows)
 
 
@@ -179,9 +179,9 @@ def regrets(outcomes: list[Outcome]) -> str:
     rows = []
     tasks = list(dict.fromkeys(outcome.task for outcome in outcomes))
     for words, found in _by_rule(outcomes).items():
-        gains = [found[task].gain for task in tasks]
-        regret = statistics.mean(found[task].regret for task in tasks)
-        cells = [f"{found[task].chosen}: {found[task].gain:+.1f}" for task in tasks]
+        gains = [outcome.gain for outcome in found.values()]
+        regret = statistics.mean(outcome.regret for outcome in found.values())
+        cells = [f"{found[task].chosen}: {found[task].gain:+.1f}" if task in found else "-" for task in tasks]
         rows.append([words, *cells, f"{statistics.mean(gains):+.2f}", f"{min(gains):+.1f}", f"{regret:.2f}"])
     return format_table(["rule", *tasks, "mean", "worst", "mean regret"], rows)
 

@@ -81,7 +81,7 @@ class Decoded(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, images: Dataset[tuple[Tensor, int]], transform: Callable[[Tensor], Tensor]) -> None:
-        pairs = [images[index] for index in range(len(images))]  # type: ignore[arg-type]
+        pairs = [images[index] for index in range(len(images))]  # type: ignore[arg-type]  # Dataset declares no length
         self._images = [image.as_subclass(Tensor) for image, _ in pairs]
         self._labels = [label for _, label in pairs]
         self.transform = transform

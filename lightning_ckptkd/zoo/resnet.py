@@ -34,7 +34,8 @@ class CIFARResNet(nn.Module):
         num_classes: Number of classes K.
         width: Channels of the first group; the next ones have twice and four times as many.
         in_channels: Channels of the image.
-        stem_stride: Stride of the first convolution: 1 as in the paper; 2 costs a quarter.
+        stem_stride: Stride of the first convolution: 1 as in the paper; 2 halves height and width, and so leaves
+            a quarter of the multiplications.
     """
 
     def __init__(
