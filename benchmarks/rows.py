@@ -46,3 +46,21 @@ def half_width(values: Sequence[float]) -> float:
     if len(values) < 2:
         return math.nan
     return float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def mean_of_groups(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The mean of the groups' means, and half the width of its 95% interval.
+
+    Each group has a spread of its own (degrees of freedom by Welch and Satterthwaite), and none counts for more than
+    another.
+
+    Args:
+        groups: Two values or more each.
+    """
+    squares = [statistics.variance(group) / len(group) / len(groups) ** 2 for group in groups]
+    total = math.fsum(squares)
+    mean = statistics.mean(statistics.mean(group) for group in groups)
+    if not total:
+        return mean, 0.0
+    freedom = total**2 / math.fsum(square**2 / (len(group) - 1) for square, group in zip(squares, groups, strict=True))
+    return mean, float(student_t.ppf(0.975, freedom)) * math.sqrt(total)

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from benchmarks.rows import half_width
+from benchmarks.rows import half_width, mean_of_groups
 from benchmarks.students import ALONE, INDEPENDENT, Students, open_students, task_parser
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import MISelector
@@ -183,7 +183,39 @@ def write_table(name: str, students: Students, data: ImageDataModule, selections
     RESULTS.mkdir(exist_ok=True, parents=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     draw(document, PICTURES / f"table_{name}.png")
-    print(table(document))
+    print(table(document), course(document), summary(read_results()), sep="\n\n")
+
+
+def read_results() -> dict[str, dict[str, Any]]:
+    """What was written of each task, in the order of :data:`TASKS`."""
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in (RESULTS / f"{name}.json" for name in TASKS)
+        if path.exists()
+    }
+
+
+def summary(documents: dict[str, dict[str, Any]]) -> str:
+    """All tasks side by side, as Markdown: a student alone and the full teacher's, and what others gain on the latter.
+
+    Args:
+        documents: By task.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    gains: dict[str, list[list[float]]] = {}
+    for task, results in documents.items():
+        last = str(results["teacher_epochs"] - 1)
+        for name, choice in {"student alone, %": ALONE, "full teacher, %": last}.items():
+            rows.setdefault(name, {})[task] = _with_interval(accuracies(results, choice))
+        for name, choice in {"student alone": ALONE, **choices_by_name(results)}.items():
+            gains.setdefault(name, []).append(differences(results, choice, last))
+            rows.setdefault(name, {})[task] = difference(results, choice, last) or "the same"
+    cells = []
+    for name, by_task in rows.items():
+        own = gains.get(name, [])
+        pooled = "{:+.2f} ± {:.2f}".format(*mean_of_groups(own)) if len(own) == len(documents) else ""
+        cells.append([name, *(by_task.get(task, "") for task in documents), pooled])
+    return format_table(["students of", *documents, "mean of all"], cells)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -191,25 +223,11 @@ def table(results: dict[str, Any]) -> str:
     length, last = results["teacher_epochs"], str(results["teacher_epochs"] - 1)
     teachers = [results["teacher"], *results["independent"].values()]
     seconds = statistics.median(teacher["seconds"] for teacher in teachers) / length
-    singles = [choice for choice in results["students"] if choice.isdigit()]
-    best = max(singles, key=lambda choice: statistics.mean(accuracies(results, choice)))
-    rows: list[tuple[str, str, float, float | None]] = [  # name, choice, epochs of teachers, seconds of selection
-        ("student alone", ALONE, 0, None),
-        ("full teacher", last, length, None),
-    ]
-    for name, selection in results["selections"].items():
-        chosen = as_choice(selection["epochs"])
-        by_position = name == "half-way"
-        epochs = selection["epochs"][0] + 1 if by_position else length
-        rows.append((name, chosen, epochs, None if by_position or name.startswith("last") else selection["seconds"]))
-    rows.append(("best single one (oracle)", best, length, None))
-    for choice in full_ensembles(results):
-        size = choice.count(",") + 1
-        rows.append((f"full ensemble of {size}", choice, size * length, None))
     cells = []
-    for name, choice, epochs, selecting in rows:
-        if choice not in results["students"]:
-            continue
+    for name, choice in {"student alone": ALONE, "full teacher": last, **choices_by_name(results)}.items():
+        epochs = _teacher_epochs(name, choice, length)
+        by_position = name == "half-way" or name.startswith("last")
+        selecting = None if by_position else results["selections"].get(name, {}).get("seconds")
         own = accuracies(results, choice)
         teacher = results["teacher_accuracies"].get(choice)
         cells.append(
@@ -217,7 +235,7 @@ def table(results: dict[str, Any]) -> str:
                 name,
                 "" if choice == ALONE or choice.startswith(INDEPENDENT) else choice.replace(",", ", "),
                 "" if teacher is None else f"{100 * teacher:.1f}",
-                f"{statistics.mean(own):.2f} ± {half_width(own):.2f}",
+                _with_interval(own),
                 difference(results, choice, last),
                 f"{epochs}",
                 f"{epochs * seconds:.0f}",
@@ -247,16 +265,31 @@ def course(results: dict[str, Any]) -> str:
             [
                 choice,
                 f"{100 * results['teacher_accuracies'][choice]:.1f}",
-                f"{statistics.mean(own):.2f} ± {half_width(own):.2f}",
+                _with_interval(own),
                 difference(results, choice, last),
             ]
         )
     return format_table(["epoch", "teacher's accuracy %", "student's accuracy %", "less the full teacher's"], rows)
 
 
-def full_ensembles(results: dict[str, Any]) -> list[str]:
-    """The choices that are independent teachers, the smallest first."""
-    return sorted((choice for choice in results["students"] if choice.startswith(INDEPENDENT)), key=len)
+def choices_by_name(results: dict[str, Any]) -> dict[str, str]:
+    """What taught, beside the full teacher, under the names of the table's rows; single snapshots come first."""
+    selections = sorted(results["selections"].items(), key=lambda item: len(item[1]["epochs"]) > 1)
+    found = {name: as_choice(selection["epochs"]) for name, selection in selections}
+    singles = [choice for choice in results["students"] if choice.isdigit()]
+    found["best single one (oracle)"] = max(singles, key=lambda choice: statistics.mean(accuracies(results, choice)))
+    full = sorted((choice for choice in results["students"] if choice.startswith(INDEPENDENT)), key=len)
+    found |= {f"full ensemble of {choice.count(',') + 1}": choice for choice in full}
+    return {name: choice for name, choice in found.items() if choice in results["students"]}
+
+
+def _teacher_epochs(name: str, choice: str, length: int) -> int:
+    """Epochs that have to be trained before the student can begin."""
+    if choice == ALONE:
+        return 0
+    if choice.startswith(INDEPENDENT):
+        return (choice.count(",") + 1) * length
+    return int(choice) + 1 if name == "half-way" else length
 
 
 def accuracies(results: dict[str, Any], choice: str) -> list[float]:
@@ -265,12 +298,21 @@ def accuracies(results: dict[str, Any], choice: str) -> list[float]:
     return [100 * runs[seed]["accuracy"] for seed in sorted(runs, key=int)]
 
 
-def difference(results: dict[str, Any], choice: str, other: str) -> str:
-    """Mean and 95% interval of the difference between two choices' students of the same seeds, in points."""
+def differences(results: dict[str, Any], choice: str, other: str) -> list[float]:
+    """Between two choices' students of the same seeds, in points."""
     one, two = results["students"][choice], results["students"][other]
     shared = sorted(set(one) & set(two), key=int)
-    found = [100 * (one[seed]["accuracy"] - two[seed]["accuracy"]) for seed in shared]
+    return [100 * (one[seed]["accuracy"] - two[seed]["accuracy"]) for seed in shared]
+
+
+def difference(results: dict[str, Any], choice: str, other: str) -> str:
+    """Mean and 95% interval of the differences; nothing where both are the same choice."""
+    found = differences(results, choice, other)
     return "" if choice == other or not found else f"{statistics.mean(found):+.2f} ± {half_width(found):.2f}"
+
+
+def _with_interval(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {half_width(values):.2f}"
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -295,10 +337,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     left.set(xlabel="teacher's epoch", ylabel="test accuracy %", title=results["title"])
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(fontsize=8)
-    rows = {"student alone": ALONE, "full teacher": str(results["teacher_epochs"] - 1)}
-    rows |= {name: as_choice(selection["epochs"]) for name, selection in results["selections"].items()}
-    rows |= {f"full ensemble of {choice.count(',') + 1}": choice for choice in full_ensembles(results)}
-    found = {name: accuracies(results, choice) for name, choice in rows.items() if choice in results["students"]}
+    rows = {"student alone": ALONE, "full teacher": str(results["teacher_epochs"] - 1), **choices_by_name(results)}
+    found = {name: accuracies(results, choice) for name, choice in rows.items()}
     places = range(len(found))
     right.errorbar(
         [statistics.mean(own) for own in found.values()],

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import logging
 import statistics
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lightning.pytorch.cli import LightningCLI
@@ -71,14 +72,17 @@ def main() -> None:
             for name, run in _run_seed(options.configs, out / f"seed_{seed}", seed):
                 runs[name].append(run)
                 bar.update()
-    table = _format_runs(runs)
+    table = format_runs(runs)
     (out / "students.md").write_text(table + "\n")
+    numbers = {name: [asdict(run) for run in of_seeds] for name, of_seeds in runs.items()}
+    (out / "students.json").write_text(json.dumps(numbers, indent=1) + "\n")
     _draw_runs(runs, out / "students.png")
     print(f"\nDigits, mean over {len(_SEEDS)} seeds, {time.perf_counter() - started:.0f} s in all\n\n{table}\n")
     snapshots = _snapshots(out / "seed_0")
     for path, what in (
         (out / "students.png", "the picture of this table"),
         (out / "students.md", "the table"),
+        (out / "students.json", "the runs that it is made of"),
         (out / "log.txt", "the tables of the three selections"),
         (snapshots / PICTURE_NAME, "the information plane of seed 0"),
         (snapshots / SELECTION_NAME, "its scores and choice"),
@@ -133,7 +137,12 @@ def _new_folder(parent: Path) -> Path:
     return folder
 
 
-def _format_runs(runs: dict[str, list[Run]]) -> str:
+def format_runs(runs: dict[str, list[Run]]) -> str:
+    """The table of teacher and students, means over seeds, as Markdown.
+
+    Args:
+        runs: Of each row, one a seed.
+    """
     rows = []
     for name, row in _ROWS.items():
         accuracies = [100 * run.accuracy for run in runs[name]]

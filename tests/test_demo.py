@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -30,8 +31,10 @@ def test_the_demo_on_short_runs(
     assert [epochs for _, _, epochs in rows] == ["2", "0", "2", "2"]
     assert all(0 < float(accuracy) <= 100 for _, accuracy, _ in rows)
     written = [Path(path) for path in re.findall(r"^Written: (.+?), ", printed, re.M)]
-    assert len(written) == 6
+    assert len(written) == 7
     assert all(path.is_file() for path in written)
+    (numbers,) = (json.loads(path.read_text()) for path in written if path.name == "students.json")
+    assert [f"{100 * found[0]['accuracy']:.1f}" for found in numbers.values()] == [accuracy for _, accuracy, _ in rows]
     for path in written:
         if path.suffix == ".png":
             with Image.open(path) as picture:
