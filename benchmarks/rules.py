@@ -84,12 +84,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, nargs="+", help="folders with a harvest and students.json")
     parser.add_argument("--data", nargs="*", default=[], metavar="TASK=ROOT", help="roots of the data modules")
+    parser.add_argument("--quick", action="store_true", help="without the convolutional networks: they take minutes")
     options = parser.parse_args()
     roots = {task: Path(root) for task, root in (item.split("=", 1) for item in options.data)}
     outcomes = [Outcome(**outcome) for outcome in json.loads(RESULTS.read_text())] if RESULTS.exists() else []
     for folder in options.out:
         results = json.loads((folder / "students.json").read_text())
-        for outcome in compare(folder, results, roots.get(results["task"]), {known(o.task, o.rule) for o in outcomes}):
+        done = {known(outcome.task, outcome.rule) for outcome in outcomes}
+        wanted = [rule for rule in (*rules(), LOSS) if not (options.quick and "convolutional" in rule.values())]
+        for outcome in compare(folder, results, roots.get(results["task"]), wanted, done):
             outcomes.append(outcome)
             RESULTS.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
     print(correlations(outcomes))
@@ -101,10 +104,12 @@ def known(task: str, rule: dict[str, Any]) -> str:
     return f"{task} {json.dumps(rule)}"
 
 
-def compare(folder: Path, results: dict[str, Any], root: Path | None, done: set[str]) -> Iterator[Outcome]:
-    """All rules on the harvest and students of one folder, without those that are done."""
+def compare(
+    folder: Path, results: dict[str, Any], root: Path | None, wanted: list[dict[str, Any]], done: set[str]
+) -> Iterator[Outcome]:
+    """Some rules on the harvest and students of one folder, without those that are done."""
     task, name = TASKS[results["task"]], f"{results['task']} {results['teacher_seed']}"
-    wanted = [rule for rule in (*rules(), LOSS) if known(name, rule) not in done]
+    wanted = [rule for rule in wanted if known(name, rule) not in done]
     if not wanted:
         return
     data = task.open_data(root)
