@@ -7,10 +7,17 @@ from pathlib import Path
 
 from benchmarks import information_plane, peers, rules, tables
 from benchmarks.reliability import make_table
+from lightning_ckptkd import demo
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 RELIABILITY = (REPOSITORY / "docs" / "reliability.md").read_text()
+
+
+def test_the_demo() -> None:
+    found = json.loads((RESULTS / "demo.json").read_text())
+    runs = {name: [demo.Run(**run) for run in of_seeds] for name, of_seeds in found.items()}
+    assert demo.format_runs(runs) in (REPOSITORY / "README.md").read_text()
 
 
 def test_the_experiments_table() -> None:
@@ -54,6 +61,8 @@ def test_the_papers_tables() -> None:
         assert f"## {results['title']}\n" in text
         assert f"images/table_{path.stem}.png" in text
         assert tables.table(results) in text and tables.course(results) in text
+    assert tables.summary(tables.read_results()) in text
+    assert tables.summary(tables.read_results(), tables.README_ROWS) in (REPOSITORY / "README.md").read_text()
 
 
 def test_what_teachers_cost_a_student() -> None:
