@@ -55,11 +55,13 @@ def mean_of_groups(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     another.
 
     Args:
-        groups: Two values or more each.
+        groups: Of one value or more; the width is NaN where one has a single value.
     """
+    mean = statistics.mean(statistics.mean(group) for group in groups)
+    if any(len(group) < 2 for group in groups):
+        return mean, math.nan
     squares = [statistics.variance(group) / len(group) / len(groups) ** 2 for group in groups]
     total = math.fsum(squares)
-    mean = statistics.mean(statistics.mean(group) for group in groups)
     if not total:
         return mean, 0.0
     freedom = total**2 / math.fsum(square**2 / (len(group) - 1) for square, group in zip(squares, groups, strict=True))

@@ -26,3 +26,10 @@ def test_a_group_without_spread_adds_none() -> None:
     assert mean == pytest.approx(1.5)
     assert width == pytest.approx(half_width([0.0, 1.0, 5.0]) / 2)
     assert mean_of_groups([[0.0, 0.0]]) == (0, 0)
+
+
+def test_a_single_value_has_no_interval() -> None:
+    mean, width = mean_of_groups([[1.0], [2.0, 3.0]])
+    assert mean == 1.75
+    assert math.isnan(width)
+    assert math.isnan(half_width([1.0]))
