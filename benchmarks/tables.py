@@ -44,6 +44,7 @@ README_ROWS = (
     "student alone",
     "half-way",
     "MI",
+    "top 3",
     "greedy 3",
     "spaced 4",
     "last 4",
