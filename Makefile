@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test bench tables format clean
 
 demo: .venv/demo.stamp
-	$(BIN)/python -m lightning_ckptkd.demo
+	$(BIN)/python -m lightning_ckptkd.commands.demo
 
 test: .venv/test.stamp
 	$(BIN)/ruff format --check .

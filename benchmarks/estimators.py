@@ -24,7 +24,7 @@ from lightning_ckptkd.information.inputs import pool_inputs, principal_component
 from lightning_ckptkd.information.label import head_gains
 from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
-from lightning_ckptkd.report import format_table
+from lightning_ckptkd.selecting.report import format_table
 
 RESULTS = Path(__file__).parent / "results" / "estimators.json"
 FOLDS = 5

@@ -38,7 +38,7 @@ from torchvision.models import resnet50
 from typing_extensions import override
 
 from lightning_ckptkd import CheckpointHarvester
-from lightning_ckptkd.report import format_table
+from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.snapshots import MANIFEST_NAME
 
 WARM_UP = 2  # snapshots of each kind that are not counted

@@ -43,7 +43,7 @@ from benchmarks.peer_loops import (
 )
 from benchmarks.selection import probe as digits
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, SnapshotStore
-from lightning_ckptkd.report import format_table
+from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
-from lightning_ckptkd.report import format_table
+from lightning_ckptkd.selecting.report import format_table
 
 
 @dataclass(frozen=True)

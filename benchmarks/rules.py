@@ -25,7 +25,7 @@ from torchmetrics.functional import spearman_corrcoef
 from benchmarks.students import mean_accuracies
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import MISelector
-from lightning_ckptkd.report import format_table
+from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.teachers import load_teachers
 from lightning_ckptkd.zoo.images import ImageDataModule

@@ -28,8 +28,8 @@ from benchmarks.rows import half_width, mean_of_groups
 from benchmarks.students import ALONE, INDEPENDENT, Students, open_students, task_parser
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import MISelector
-from lightning_ckptkd.report import format_table
 from lightning_ckptkd.selecting import StudentProxy
+from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.snapshots import SnapshotStore
 from lightning_ckptkd.teachers import load_teachers
 from lightning_ckptkd.zoo.images import ImageDataModule

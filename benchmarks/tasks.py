@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import Dataset
 
-from lightning_ckptkd.optimizers import LRSchedulerCallable
+from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable
 from lightning_ckptkd.zoo import (
     CIFAR100DataModule,
     CIFARResNet,

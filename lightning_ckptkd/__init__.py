@@ -7,6 +7,7 @@ student on the chosen ones. The folder is all that they share.
 
 from importlib.metadata import version
 
+from lightning_ckptkd.commands.export import export_student
 from lightning_ckptkd.distillation import DistillationModule
 from lightning_ckptkd.errors import (
     ArgumentError,
@@ -16,12 +17,11 @@ from lightning_ckptkd.errors import (
     SnapshotError,
     TeacherError,
 )
-from lightning_ckptkd.export import export_student
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import StudentProxy
 from lightning_ckptkd.selector import MISelector
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
-from lightning_ckptkd.teachers import TeacherCache
+from lightning_ckptkd.teachers import CutMix, Mixup, TeacherCache
 
 __version__ = version("lightning-ckptkd")
 
@@ -30,8 +30,10 @@ __all__ = [
     "CacheError",
     "CheckpointHarvester",
     "CkptKDError",
+    "CutMix",
     "DistillationModule",
     "MISelector",
+    "Mixup",
     "SelectionError",
     "SnapshotError",
     "SnapshotStore",

@@ -23,15 +23,11 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lightning_ckptkd.batches import check_labels, inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, TeacherError
-from lightning_ckptkd.logits import check_rows, get_logits
 from lightning_ckptkd.losses import KDLoss, LogitLoss
-from lightning_ckptkd.mixing import Mix, check_cached_mix
-from lightning_ckptkd.optimizers import LRSchedulerCallable, OptimizerCallable, configure
-from lightning_ckptkd.ranks import current_rank, on_each_rank
-from lightning_ckptkd.sharding import shard
 from lightning_ckptkd.snapshots.weights import names_of, plain_names
+from lightning_ckptkd.tasks.batch import check_labels, inputs_and_labels
+from lightning_ckptkd.tasks.outputs import check_rows, get_logits
 from lightning_ckptkd.teachers import (
     FeatureMatching,
     TeacherCache,
@@ -56,7 +52,11 @@ from lightning_ckptkd.teachers.feature_matching import (
     refuse_averaging,
     zero_of_others,
 )
+from lightning_ckptkd.teachers.mixing import Mix, check_cached_mix
 from lightning_ckptkd.teachers.teacher_cache import CachedBatch, describe_network, pick, train_on_cache
+from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable, OptimizerCallable, configure
+from lightning_ckptkd.trainer.ranks import current_rank, on_each_rank
+from lightning_ckptkd.trainer.sharding import shard
 
 _CHECKPOINT_KEY = "lightning_ckptkd_teachers"
 _PATH_KEY = "lightning_ckptkd_teacher_path"
@@ -105,7 +105,7 @@ class DistillationModule(LightningModule):
         lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
         submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
         cache: Run the teachers once, not once an epoch, and keep their logits on disk; see :class:`TeacherCache`.
-        mix: ``Mixup`` or ``CutMix`` of :mod:`lightning_ckptkd.mixing`, for the training batches. Live teachers see
+        mix: ``Mixup`` or ``CutMix``, for the training batches. Live teachers see
             the mixed samples; the cache has their logits on the samples themselves, so that with it the loss must be
             ``KDLoss`` or ``MSELoss``.
         feature_matching: Match the student's features with the teachers' too; see :class:`FeatureMatching`. The

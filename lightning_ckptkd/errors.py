@@ -1,5 +1,12 @@
 """The errors that this package raises itself: one clear message each, naming what is wrong and the remedy."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_NAMES_SHOWN = 5
+
 
 class CkptKDError(Exception):
     """Base of every error that this package raises itself."""
@@ -23,3 +30,10 @@ class TeacherError(CkptKDError, RuntimeError):
 
 class CacheError(CkptKDError, RuntimeError):
     """A cache of teachers' logits is damaged, not filled, or belongs to other teachers or data."""
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """The names most like ``name``, for an error message."""
+    known = [known for known in names if known]
+    near = difflib.get_close_matches(name, known, n=_NAMES_SHOWN, cutoff=0.4) or known[-_NAMES_SHOWN:]
+    return ", ".join(repr(item) for item in near) or "none"

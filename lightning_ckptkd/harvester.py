@@ -17,7 +17,6 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, CkptKDError, SnapshotError
-from lightning_ckptkd.ranks import on_rank_zero
 from lightning_ckptkd.snapshots.cadence import Cadence
 from lightning_ckptkd.snapshots.fields import json_safe
 from lightning_ckptkd.snapshots.folders import open_folder
@@ -34,7 +33,8 @@ from lightning_ckptkd.snapshots.recorder import Recorder
 from lightning_ckptkd.snapshots.retention import Retention
 from lightning_ckptkd.snapshots.store import SnapshotStore
 from lightning_ckptkd.snapshots.weights import get_submodule, module_weights
-from lightning_ckptkd.strategies import check_strategy, find_averaging, harvested_module
+from lightning_ckptkd.trainer.ranks import on_rank_zero
+from lightning_ckptkd.trainer.strategies import check_strategy, find_averaging, harvested_module
 
 FOLDER_NAME = "snapshots"
 

@@ -16,17 +16,23 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_ckptkd import report
-from lightning_ckptkd.batches import inputs_and_labels
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.information.probe import collect_probe, first_samples
-from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
-from lightning_ckptkd.seeding import seed_all
-from lightning_ckptkd.selecting import SelectionSettings, StudentProxy, TrainingData, check_model, select_snapshots
+from lightning_ckptkd.selecting import (
+    SelectionSettings,
+    StudentProxy,
+    TrainingData,
+    check_model,
+    report,
+    select_snapshots,
+)
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
+from lightning_ckptkd.tasks.batch import inputs_and_labels
+from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
+from lightning_ckptkd.trainer.seeding import seed_all
 
 SPLITS = ("val", "train", "test")
 _TRIED_SAMPLES = 8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import information_plane, peers, rules, tables
 from benchmarks.reliability import make_table
-from lightning_ckptkd import demo
+from lightning_ckptkd.commands import demo
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"

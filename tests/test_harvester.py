@@ -28,7 +28,7 @@ from lightning_ckptkd import (
 )
 from lightning_ckptkd.snapshots import Selection, Snapshot
 from lightning_ckptkd.snapshots.host_copy import HostCopy
-from lightning_ckptkd.strategies import check_strategy
+from lightning_ckptkd.trainer.strategies import check_strategy
 from tests.projects import DigitsData, ManualProject, Project, digits, make_trainer, own_callbacks, to_write
 from tests.reliability.faults import watched_disk
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_ckptkd.batches import inputs_and_labels
-from lightning_ckptkd.dataloaders import is_indexed, load_samples, sample_indices
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.tasks.batch import inputs_and_labels
+from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
 
 MIN_PROBE_SIZE = 50
 

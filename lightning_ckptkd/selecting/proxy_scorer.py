@@ -13,15 +13,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lightning_ckptkd.dataloaders import is_indexed, load_samples, sample_indices
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.folds import NUM_FOLDS, assign_folds
 from lightning_ckptkd.information.label import accuracy, head_gains
 from lightning_ckptkd.information.probe import Probe
 from lightning_ckptkd.information.scoring import Term, num_groups
-from lightning_ckptkd.logits import get_logits
-from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks
-from lightning_ckptkd.seeding import seed_all
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
@@ -29,6 +25,10 @@ from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.student_proxy import StudentProxy, distil_briefly
 from lightning_ckptkd.snapshots import Candidate, SnapshotStore
 from lightning_ckptkd.snapshots.weights import load_into
+from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
+from lightning_ckptkd.tasks.outputs import get_logits
+from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks
+from lightning_ckptkd.trainer.seeding import seed_all
 
 
 @dataclass(frozen=True)

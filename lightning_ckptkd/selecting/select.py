@@ -18,7 +18,6 @@ from lightning_ckptkd.information.label import label_entropy
 from lightning_ckptkd.information.probe import Probe
 from lightning_ckptkd.information.ranking import POSITION_RULES
 from lightning_ckptkd.information.scoring import describe_probe
-from lightning_ckptkd.ranks import current_rank, num_ranks, on_all_ranks, on_rank_zero
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import choose, too_few
 from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer, TrainingData
@@ -29,6 +28,7 @@ from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer, check_sna
 from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.fields import shown
+from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_rank_zero
 
 
 def select_snapshots(

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ckptkd.batches import check_labels
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.cmi import cmi_parts
 from lightning_ckptkd.information.features import (
@@ -31,6 +30,7 @@ from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, load_into
+from lightning_ckptkd.tasks.batch import check_labels
 
 _LISTED = 10  # classes that are named in a message
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.logits import get_logits
 from lightning_ckptkd.losses.kd import kd_loss
-from lightning_ckptkd.optimizers import OptimizerCallable
+from lightning_ckptkd.tasks.outputs import get_logits
+from lightning_ckptkd.trainer.optimizers import OptimizerCallable
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ckptkd.errors import ArgumentError, TeacherError
+from lightning_ckptkd.errors import ArgumentError, TeacherError, near_names
 from lightning_ckptkd.snapshots.fields import shown
 
 _COMPILED = "_orig_mod."  # torch.compile wraps a module and puts this before its names
 _PARALLEL = "module."  # so do these two
 _PARALLEL_TYPES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _NAMES_SHOWN = 5
-
-
-def near_names(name: str, names: Iterable[str]) -> str:
-    """The names most like ``name``, for an error message."""
-    known = [known for known in names if known]
-    near = difflib.get_close_matches(name, known, n=_NAMES_SHOWN, cutoff=0.4) or known[-_NAMES_SHOWN:]
-    return ", ".join(repr(item) for item in near) or "none"
 
 
 def get_submodule(module: nn.Module, path: str | None, argument: str) -> nn.Module:

@@ -8,6 +8,7 @@ from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath
 from lightning_ckptkd.teachers.feature_matching import FeatureMatching
 from lightning_ckptkd.teachers.filling import fill
 from lightning_ckptkd.teachers.loading import load_teachers, pair_harvests
+from lightning_ckptkd.teachers.mixing import CutMix, Mixup
 from lightning_ckptkd.teachers.schedules import Progressive, RandomTeacher, Route, TeacherSchedule
 from lightning_ckptkd.teachers.teacher_cache import TeacherCache
 from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views, ViewSample, ViewSampler, view_loader
@@ -15,8 +16,10 @@ from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views, View
 __all__ = [
     "CacheKey",
     "CollateViews",
+    "CutMix",
     "FeatureMatching",
     "LogitCache",
+    "Mixup",
     "Progressive",
     "RandomTeacher",
     "Route",

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.snapshots.weights import near_names
+from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath, is_close
 
 ACCELERATIONS = ("auto", "compile", "none")

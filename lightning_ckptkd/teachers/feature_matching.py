@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
-from lightning_ckptkd.logits import describe_output
 from lightning_ckptkd.losses import FeatureLoss
 from lightning_ckptkd.losses.arguments import check_term_weight
 from lightning_ckptkd.losses.combine import normalised_weights
-from lightning_ckptkd.seeding import keep_random_state, seed_by
 from lightning_ckptkd.snapshots.weights import get_submodule
+from lightning_ckptkd.tasks.outputs import describe_output
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
+from lightning_ckptkd.trainer.seeding import keep_random_state, seed_by
 
 _PREFIX = "projectors."
 

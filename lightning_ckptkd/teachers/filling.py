@@ -12,10 +12,10 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
-from lightning_ckptkd.ranks import current_rank, num_ranks
-from lightning_ckptkd.seeding import keep_random_state
 from lightning_ckptkd.teachers.cache import LogitCache
 from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views
+from lightning_ckptkd.trainer.ranks import current_rank, num_ranks
+from lightning_ckptkd.trainer.seeding import keep_random_state
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # logits (N, M, K) and checksums (N,), on the CPU
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.ranks import on_each_rank
 from lightning_ckptkd.teachers.cache import LogitCache
 from lightning_ckptkd.teachers.cache_key import CacheKey, fingerprint
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
 from lightning_ckptkd.teachers.filling import fill
 from lightning_ckptkd.teachers.views import ViewBatch, Views, view_loader
+from lightning_ckptkd.trainer.ranks import on_each_rank
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 

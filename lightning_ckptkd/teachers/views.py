@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.seeding import keep_random_state, mix, random_state, seed_by
 from lightning_ckptkd.teachers.checksums import sample_checksum
+from lightning_ckptkd.trainer.seeding import keep_random_state, mix, random_state, seed_by
 
 
 class ViewSample(NamedTuple):

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, MISelector, TeacherCache
-from lightning_ckptkd.mixing import Mixup, Pairs
 from lightning_ckptkd.teachers import FeatureMatching, LogitCache, RandomTeacher
+from lightning_ckptkd.teachers.mixing import Mixup, Pairs
 from tests.projects import DigitsData, digits, make_trainer
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_ckptkd import ArgumentError, CacheError, SnapshotError, SnapshotStore, TeacherError
-from lightning_ckptkd.batches import inputs_and_labels
-from lightning_ckptkd.seeding import random_state
+from lightning_ckptkd.tasks.batch import inputs_and_labels
 from lightning_ckptkd.teachers import CacheKey, LogitCache, TeacherEnsemble, Views, fill, fingerprint, view_loader
+from lightning_ckptkd.trainer.seeding import random_state
 from tests.projects import Project
 from tests.reliability.faults import watched_disk
 from tests.teachers.augmented import Augmented, Draws, augmentation

@@ -24,9 +24,9 @@ from torch.utils.data import (
 )
 
 from lightning_ckptkd import ArgumentError
-from lightning_ckptkd.seeding import keep_random_state, mix, random_state, seed_by
 from lightning_ckptkd.teachers import ViewBatch, Views, ViewSampler, view_loader
 from lightning_ckptkd.teachers.checksums import sample_checksum
+from lightning_ckptkd.trainer.seeding import keep_random_state, mix, random_state, seed_by
 from tests.projects import Project, digits, make_trainer
 from tests.teachers.augmented import Augmented, Draws, augmentation
 

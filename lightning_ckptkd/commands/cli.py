@@ -20,12 +20,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from typing_extensions import override
 
-from lightning_ckptkd.completion import SHELLS, PrintCompletion
+from lightning_ckptkd.commands.completion import SHELLS, PrintCompletion
+from lightning_ckptkd.commands.export import export_student
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
-from lightning_ckptkd.export import export_student
-from lightning_ckptkd.seeding import seed_all
 from lightning_ckptkd.selector import MISelector, first_loader
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
+from lightning_ckptkd.trainer.seeding import seed_all
 
 SELECT_CONFIG_NAME = "select.yaml"
 HARVEST_CONFIG_NAME = "harvest.yaml"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_ckptkd import seeding
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import KDLoss, MSELoss
+from lightning_ckptkd.trainer import seeding
 
 
 def mixup(inputs: Tensor, permutation: Tensor, lam: float) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from lightning_ckptkd import SnapshotStore
 from lightning_ckptkd.snapshots import Selection
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 def run(devices: int, root: Path, scenario: str) -> None:

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lightning_ckptkd.errors import ArgumentError, SnapshotError
+from lightning_ckptkd.errors import ArgumentError, SnapshotError, near_names
 from lightning_ckptkd.snapshots.checkpoint_file import check_size, explained, read_checkpoint
 from lightning_ckptkd.snapshots.folders import open_folder, run_tag
 from lightning_ckptkd.snapshots.host_copy import plan_layout
-from lightning_ckptkd.snapshots.weights import near_names, plain_names, select_weights
+from lightning_ckptkd.snapshots.weights import plain_names, select_weights
 
 _PREFIX = "student"
 _SUFFIXES = (".safetensors", ".pt", ".pth")

@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_ckptkd import ArgumentError, DistillationModule, SnapshotError, export_student
-from lightning_ckptkd.cli import main, run
+from lightning_ckptkd.commands.cli import main, run
 from tests.projects import DigitsData, Project, digits, make_trainer
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 # what a user has who knows only torch, safetensors and the student's network
 LOADING = """
 import sys

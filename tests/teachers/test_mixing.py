@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_ckptkd import ArgumentError, DistillationModule, TeacherCache
-from lightning_ckptkd.cli import main
+from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, MSELoss, combine_logits
-from lightning_ckptkd.mixing import CutMix, Mix, Mixup, Pairs, cut_box, cutmix, mixup
+from lightning_ckptkd.teachers.mixing import CutMix, Mix, Mixup, Pairs, cut_box, cutmix, mixup
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
 
@@ -458,12 +458,12 @@ def test_where_mixing_is_refused_the_remedy_is_named(tmp_path: Path, harvest: Pa
 
 def test_from_the_command_line(tmp_path: Path, harvest: Path) -> None:
     config = write_distill_config(
-        tmp_path, harvest, "mix: {class_path: lightning_ckptkd.mixing.CutMix, init_args: {seed: 5}}"
+        tmp_path, harvest, "mix: {class_path: lightning_ckptkd.teachers.mixing.CutMix, init_args: {seed: 5}}"
     )
     module = main(["distill", "--config", str(config)]).model
     assert isinstance(module._mix, CutMix) and (module._mix.alpha, module._mix.seed) == (1.0, 5)
     words = [
-        "--model.mix=lightning_ckptkd.mixing.Mixup",
+        "--model.mix=lightning_ckptkd.teachers.mixing.Mixup",
         "--model.mix.alpha=0.4",
         f"--trainer.default_root_dir={tmp_path}/second",
         f"--model.cache.dirpath={tmp_path}/c",

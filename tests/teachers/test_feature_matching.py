@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_ckptkd import ArgumentError, DistillationModule, TeacherCache, TeacherError
-from lightning_ckptkd.cli import main
-from lightning_ckptkd.seeding import random_state
+from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.teachers import FeatureMatching, RandomTeacher, Route, TeacherPath
 from lightning_ckptkd.teachers.feature_matching import make_projectors
+from lightning_ckptkd.trainer.seeding import random_state
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
 MAPS = FeatureMatching("0.3", "backbone.3", 4, 8)  # (N, 4, 4, 4) and (N, 8, 4, 4), changed in place by the next layer

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from lightning_ckptkd import SnapshotStore
-from lightning_ckptkd.cli import main
+from lightning_ckptkd.commands.cli import main
 from tests.projects import write_fashion_mnist
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 PAIRS = sorted(path.parent.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("fit.yaml"))
 
 

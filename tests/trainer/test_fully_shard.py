@@ -12,7 +12,7 @@ import torch
 
 from lightning_ckptkd import SnapshotStore
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

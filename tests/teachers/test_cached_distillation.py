@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_ckptkd import ArgumentError, CacheError, DistillationModule, TeacherCache
-from lightning_ckptkd.cli import main
+from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.teachers import Route, TeacherEnsemble
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lightning_ckptkd import demo
+from lightning_ckptkd.commands import demo
 
 
 def test_the_demo_on_short_runs(
@@ -17,7 +17,7 @@ def test_the_demo_on_short_runs(
 ) -> None:
     configs = tmp_path / "configs"
     configs.mkdir()
-    for path in (Path(__file__).parent.parent / "configs" / "digits").iterdir():
+    for path in (Path(__file__).parents[2] / "configs" / "digits").iterdir():
         document = yaml.safe_load(path.read_text())
         document["trainer"]["max_epochs"] = 2
         (configs / path.name).write_text(yaml.safe_dump(document))

@@ -19,7 +19,7 @@ from lightning_ckptkd import (
     SnapshotStore,
     StudentProxy,
 )
-from lightning_ckptkd.cli import main
+from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.label import head_gains
 from lightning_ckptkd.selecting import student_proxy

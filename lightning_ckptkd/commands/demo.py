@@ -1,4 +1,4 @@
-"""The main job on scikit-learn's digits: ``python -m lightning_ckptkd.demo``, which is ``make demo``.
+"""The main job on scikit-learn's digits: ``python -m lightning_ckptkd.commands.demo``, which is ``make demo``.
 
 For each seed it runs what a user would type: ``ckptkd fit`` with harvest and selection, then ``ckptkd distill`` from
 the chosen snapshots and from the last one alone, and the same student without a teacher.
@@ -22,10 +22,10 @@ from lightning.pytorch.cli import LightningCLI
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lightning_ckptkd.cli import known_warnings_ignored
-from lightning_ckptkd.cli import main as ckptkd
+from lightning_ckptkd.commands.cli import known_warnings_ignored
+from lightning_ckptkd.commands.cli import main as ckptkd
 from lightning_ckptkd.harvester import FOLDER_NAME
-from lightning_ckptkd.report import PICTURE_NAME, format_table
+from lightning_ckptkd.selecting.report import PICTURE_NAME, format_table
 from lightning_ckptkd.snapshots import MANIFEST_NAME, SELECTION_NAME, SnapshotStore
 from lightning_ckptkd.teachers import choose_teachers
 
