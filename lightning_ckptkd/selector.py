@@ -18,7 +18,6 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
-from lightning_ckptkd.information.probe import collect_probe, first_samples
 from lightning_ckptkd.selecting import (
     SelectionSettings,
     StudentProxy,
@@ -27,6 +26,7 @@ from lightning_ckptkd.selecting import (
     report,
     select_snapshots,
 )
+from lightning_ckptkd.selecting.probe import collect_probe, first_samples
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule

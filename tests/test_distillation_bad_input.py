@@ -27,7 +27,7 @@ from lightning_ckptkd import (
 from lightning_ckptkd.teachers import LogitCache, Route
 from tests.projects import DigitsData, Project, digits, make_trainer
 from tests.reliability.faults import watched_disk
-from tests.test_cached_distillation import Data, Noisy, distil, runs, student, weights
+from tests.teachers.test_cached_distillation import Data, Noisy, distil, runs, student, weights
 
 __all__ = ["runs"]
 CHUNK = 32

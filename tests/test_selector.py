@@ -25,8 +25,8 @@ from lightning_ckptkd import (
     TeacherError,
 )
 from lightning_ckptkd.information.cmi import cmi_parts
-from lightning_ckptkd.information.probe import collect_probe
 from lightning_ckptkd.selecting import SelectionSettings
+from lightning_ckptkd.selecting.probe import collect_probe
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.folds import NUM_FOLDS, assign_folds
 from lightning_ckptkd.information.label import accuracy, head_gains
-from lightning_ckptkd.information.probe import Probe
-from lightning_ckptkd.information.scoring import Term, num_groups
 from lightning_ckptkd.selecting.borrowing import borrowed
+from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
+from lightning_ckptkd.selecting.scoring import Term, num_groups
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.student_proxy import StudentProxy, distil_briefly
 from lightning_ckptkd.snapshots import Candidate, SnapshotStore

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from lightning_ckptkd.errors import SnapshotError
-from lightning_ckptkd.information.probe import Probe
+from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore

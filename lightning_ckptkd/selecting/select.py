@@ -15,14 +15,14 @@ from tqdm import tqdm
 from lightning_ckptkd.errors import ArgumentError, SelectionError
 from lightning_ckptkd.information.joint import JointStep
 from lightning_ckptkd.information.label import label_entropy
-from lightning_ckptkd.information.probe import Probe
 from lightning_ckptkd.information.ranking import POSITION_RULES
-from lightning_ckptkd.information.scoring import describe_probe
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import choose, too_few
+from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer, TrainingData
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
+from lightning_ckptkd.selecting.scoring import describe_probe
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer, check_snapshot
 from lightning_ckptkd.selecting.student_proxy import StudentProxy

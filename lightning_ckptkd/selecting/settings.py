@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.information.likelihoods import LIKELIHOODS
 from lightning_ckptkd.information.ranking import ENSEMBLES, NORMALISATIONS, POSITION_RULES
-from lightning_ckptkd.information.scoring import INPUT_ESTIMATORS, LABEL_ESTIMATORS, Estimators
 from lightning_ckptkd.losses.arguments import check_temperature
+from lightning_ckptkd.selecting.scoring import INPUT_ESTIMATORS, LABEL_ESTIMATORS, Estimators
 
 RULES = ("mi", "mcmi", "accuracy", *POSITION_RULES)
 FEATURES = ("layer", "logits", "probabilities")

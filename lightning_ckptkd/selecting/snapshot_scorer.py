@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.cmi import cmi_parts
-from lightning_ckptkd.information.features import (
+from lightning_ckptkd.information.inputs import within_classes
+from lightning_ckptkd.information.joint import JointInformation, JointStep, grow_set, reduce_features
+from lightning_ckptkd.information.label import accuracy
+from lightning_ckptkd.selecting.borrowing import borrowed
+from lightning_ckptkd.selecting.features import (
     Features,
     Layers,
     choose_feature,
@@ -19,13 +23,9 @@ from lightning_ckptkd.information.features import (
     find_layers,
     find_unusable,
 )
-from lightning_ckptkd.information.inputs import within_classes
-from lightning_ckptkd.information.joint import JointInformation, JointStep, grow_set, reduce_features
-from lightning_ckptkd.information.label import accuracy
-from lightning_ckptkd.information.probe import Probe
-from lightning_ckptkd.information.scoring import Scorer, Term, num_groups
-from lightning_ckptkd.selecting.borrowing import borrowed
+from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.score import Score
+from lightning_ckptkd.selecting.scoring import Scorer, Term, num_groups
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore

@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from lightning_ckptkd import ArgumentError
-from lightning_ckptkd.information.probe import collect_probe, first_samples
+from lightning_ckptkd.selecting.probe import collect_probe, first_samples
 from lightning_ckptkd.tasks.batch import check_labels, inputs_and_labels
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import googlenet, resnet18
 
 from lightning_ckptkd import ArgumentError
-from lightning_ckptkd.information.features import Layers, extract_features, find_layers
+from lightning_ckptkd.selecting.features import Layers, extract_features, find_layers
 from lightning_ckptkd.tasks.outputs import get_logits
 from tests.projects import Project
 

@@ -13,15 +13,15 @@ from lightning_ckptkd.information.convolutional import (
     convolutional_label_gains,
     unit_range,
 )
-from lightning_ckptkd.information.features import Features
 from lightning_ckptkd.information.folds import NUM_FOLDS, assign_folds
 from lightning_ckptkd.information.gaussian import gaussian_ceiling, gaussian_gains
 from lightning_ckptkd.information.inputs import pool_inputs, principal_components, within_classes
 from lightning_ckptkd.information.label import head_gains, label_entropy
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 from lightning_ckptkd.information.logistic import logistic_gains
-from lightning_ckptkd.information.probe import Probe
 from lightning_ckptkd.information.uncertainty import NUM_GROUPS, jackknife_error, leave_one_out
+from lightning_ckptkd.selecting.features import Features
+from lightning_ckptkd.selecting.probe import Probe
 
 INPUT_ESTIMATORS = ("gaussian", "convolutional")
 LABEL_ESTIMATORS = ("head", "logistic", "convolutional")
