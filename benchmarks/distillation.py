@@ -40,7 +40,7 @@ from typing_extensions import override
 from benchmarks.distillation_accuracy import Study, accuracy_rows, views_rows
 from benchmarks.rows import Row, make_table
 from lightning_ckptkd import DistillationModule, SnapshotStore, TeacherCache
-from lightning_ckptkd.tasks.batch import inputs_and_labels
+from lightning_ckptkd.tasks.legacy import inputs_and_labels
 from lightning_ckptkd.teachers import CacheKey, LogitCache, TeacherEnsemble, Views, calibrate, fill
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 from lightning_ckptkd.zoo.images import crop_and_flip, to_tensor

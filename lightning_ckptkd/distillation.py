@@ -26,8 +26,7 @@ from typing_extensions import override
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, TeacherError
 from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.snapshots.weights import names_of, plain_names
-from lightning_ckptkd.tasks.batch import check_labels, inputs_and_labels
-from lightning_ckptkd.tasks.outputs import check_rows, get_logits
+from lightning_ckptkd.tasks.legacy import check_labels, check_rows, get_logits, inputs_and_labels
 from lightning_ckptkd.teachers import (
     FeatureMatching,
     TeacherCache,

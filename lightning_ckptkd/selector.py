@@ -30,7 +30,7 @@ from lightning_ckptkd.selecting.probe import collect_probe, first_samples
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
-from lightning_ckptkd.tasks.batch import inputs_and_labels
+from lightning_ckptkd.tasks.legacy import inputs_and_labels
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
 from lightning_ckptkd.trainer.seeding import seed_all
 

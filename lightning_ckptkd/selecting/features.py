@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.snapshots.weights import get_submodule
-from lightning_ckptkd.tasks.outputs import describe_output, get_logits
+from lightning_ckptkd.tasks.legacy import describe_output, get_logits
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.tasks.batch import inputs_and_labels
+from lightning_ckptkd.tasks.legacy import inputs_and_labels
 from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
 
 MIN_PROBE_SIZE = 50

@@ -25,8 +25,8 @@ from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.student_proxy import StudentProxy, distil_briefly
 from lightning_ckptkd.snapshots import Candidate, SnapshotStore
 from lightning_ckptkd.snapshots.weights import load_into
+from lightning_ckptkd.tasks.legacy import get_logits
 from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
-from lightning_ckptkd.tasks.outputs import get_logits
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks
 from lightning_ckptkd.trainer.seeding import seed_all
 

@@ -30,7 +30,7 @@ from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, load_into
-from lightning_ckptkd.tasks.batch import check_labels
+from lightning_ckptkd.tasks.legacy import check_labels
 
 _LISTED = 10  # classes that are named in a message
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.kd import kd_loss
-from lightning_ckptkd.tasks.outputs import get_logits
+from lightning_ckptkd.tasks.legacy import get_logits
 from lightning_ckptkd.trainer.optimizers import OptimizerCallable
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, harvested_part, load_into, select_weights
-from lightning_ckptkd.tasks.outputs import get_logits
+from lightning_ckptkd.tasks.legacy import get_logits
 from lightning_ckptkd.teachers.folding import fold_batch_norms
 
 

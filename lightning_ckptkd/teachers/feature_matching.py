@@ -17,7 +17,7 @@ from lightning_ckptkd.losses import FeatureLoss
 from lightning_ckptkd.losses.arguments import check_term_weight
 from lightning_ckptkd.losses.combine import normalised_weights
 from lightning_ckptkd.snapshots.weights import get_submodule
-from lightning_ckptkd.tasks.outputs import describe_output
+from lightning_ckptkd.tasks.legacy import describe_output
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
 from lightning_ckptkd.trainer.seeding import keep_random_state, seed_by
 

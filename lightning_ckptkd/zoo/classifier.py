@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lightning_ckptkd.tasks.batch import inputs_and_labels
+from lightning_ckptkd.tasks.legacy import inputs_and_labels
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 
 

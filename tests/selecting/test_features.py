@@ -9,7 +9,7 @@ from torchvision.models import googlenet, resnet18
 
 from lightning_ckptkd import ArgumentError
 from lightning_ckptkd.selecting.features import Layers, extract_features, find_layers
-from lightning_ckptkd.tasks.outputs import get_logits
+from lightning_ckptkd.tasks.legacy import get_logits
 from tests.projects import Project
 
 X = torch.randn(6, 1, 8, 8)

@@ -17,7 +17,7 @@ from torch.utils.data import (
 
 from lightning_ckptkd import ArgumentError
 from lightning_ckptkd.selecting.probe import collect_probe, first_samples
-from lightning_ckptkd.tasks.batch import check_labels, inputs_and_labels
+from lightning_ckptkd.tasks.legacy import check_labels, inputs_and_labels
 
 
 def data(count: int = 300) -> TensorDataset:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_ckptkd import ArgumentError, CacheError, SnapshotError, SnapshotStore, TeacherError
-from lightning_ckptkd.tasks.batch import inputs_and_labels
+from lightning_ckptkd.tasks.legacy import inputs_and_labels
 from lightning_ckptkd.teachers import CacheKey, LogitCache, TeacherEnsemble, Views, fill, fingerprint, view_loader
 from lightning_ckptkd.trainer.seeding import random_state
 from tests.projects import Project
