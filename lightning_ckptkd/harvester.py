@@ -362,9 +362,11 @@ class CheckpointHarvester(Callback):
     def _finish(self, forget_after: int | None = None) -> None:
         recorder, self._recorder = self._recorder, None
         assert recorder is not None
-        if forget_after is not None:
-            recorder.forget_after(forget_after)
-        recorder.close()
+        try:
+            if forget_after is not None:
+                recorder.forget_after(forget_after)
+        finally:
+            recorder.close()  # whatever goes wrong, the last snapshot is written
         self._tell(recorder.take_problems())
 
     def _abandon(self) -> None:

@@ -28,6 +28,7 @@ from lightning_ckptkd import (
 )
 from lightning_ckptkd.snapshots import Selection, Snapshot
 from lightning_ckptkd.snapshots.host_copy import HostCopy
+from lightning_ckptkd.snapshots.recorder import Recorder
 from lightning_ckptkd.trainer.strategies import check_strategy
 from tests.projects import DigitsData, ManualProject, Project, digits, make_trainer, own_callbacks, to_write
 from tests.reliability.faults import watched_disk
@@ -658,3 +659,19 @@ def test_a_folder_that_is_gone_when_a_run_is_resumed_is_said(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="does not hold the snapshots of the run that is resumed"):
         run(2, tmp_path / "own" / "epoch=0.ckpt")
     assert epochs_of(tmp_path / "l" / "version_1" / "snapshots")[-1] == 1
+
+
+def test_an_error_at_the_end_does_not_lose_the_snapshot_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SnapshotStore.commit
+    monkeypatch.setattr(SnapshotStore, "commit", lambda *a, **k: (time.sleep(0.2), real(*a, **k))[1])
+
+    def fail(*_: Any) -> None:
+        raise ValueError("an injected error")
+
+    monkeypatch.setattr(Recorder, "forget_after", fail)
+    harvester = CheckpointHarvester(tmp_path / "snapshots")
+    with pytest.raises(ValueError, match="an injected error"):
+        make_trainer(tmp_path, harvester, max_epochs=2).fit(Project(), DigitsData())
+    assert [snapshot.epoch for snapshot in SnapshotStore.open(tmp_path / "snapshots").snapshots] == [0, 1]
