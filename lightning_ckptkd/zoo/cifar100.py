@@ -54,6 +54,11 @@ class CIFAR100DataModule(ImageDataModule):
         if not (self.root / "train").is_dir():
             CIFAR100(self.root, download=True)
 
+    @property
+    @override
+    def num_classes(self) -> int:
+        return 100
+
     def find_images(self, split: str) -> Dataset[Any] | None:
         """The folder of that name, or torchvision's training and test images."""
         images: Dataset[Any] | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.zoo.images import ImageDataModule, Transform
@@ -23,6 +24,7 @@ class DigitsDataModule(ImageDataModule):
         val_size: Validation images.
         test_size: Test images.
         seed: Seed of the cuts.
+        wrong_labels: Share of the training and validation labels to make wrong; see :class:`ImageDataModule`.
     """
 
     def __init__(
@@ -32,8 +34,14 @@ class DigitsDataModule(ImageDataModule):
         val_size: int = 400,
         test_size: int = 797,
         seed: int = 0,
+        wrong_labels: float = 0.0,
     ) -> None:
-        super().__init__(batch_size, 0, train_size, val_size, test_size, seed, None, None)
+        super().__init__(batch_size, 0, train_size, val_size, test_size, seed, None, None, wrong_labels)
+
+    @property
+    @override
+    def num_classes(self) -> int:
+        return 10
 
     def find_images(self, split: str) -> Dataset[Any] | None:
         """All digits as training images; the other splits are cut from them."""

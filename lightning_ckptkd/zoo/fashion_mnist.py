@@ -27,6 +27,7 @@ class FashionMNISTDataModule(ImageDataModule):
         augment: Whether training images are cropped and flipped at random.
         train_transforms: Take these in place of the usual ones.
         eval_transforms: Likewise, for validation and test images.
+        wrong_labels: Share of the training and validation labels to make wrong; see :class:`ImageDataModule`.
     """
 
     def __init__(
@@ -40,8 +41,11 @@ class FashionMNISTDataModule(ImageDataModule):
         augment: bool = False,
         train_transforms: Sequence[nn.Module] | None = None,
         eval_transforms: Sequence[nn.Module] | None = None,
+        wrong_labels: float = 0.0,
     ) -> None:
-        super().__init__(batch_size, num_workers, train_size, val_size, 0, seed, train_transforms, eval_transforms)
+        super().__init__(
+            batch_size, num_workers, train_size, val_size, 0, seed, train_transforms, eval_transforms, wrong_labels
+        )
         self.root = Path(root).expanduser()
         self.augment = augment
 
@@ -49,6 +53,11 @@ class FashionMNISTDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         for train in (True, False):
             FashionMNIST(self.root, train=train, download=True)
+
+    @property
+    @override
+    def num_classes(self) -> int:
+        return 10
 
     def find_images(self, split: str) -> Dataset[Any] | None:
         """The 60,000 training and 10,000 test images."""

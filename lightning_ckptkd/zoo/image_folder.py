@@ -66,6 +66,11 @@ class ImageFolderDataModule(ImageDataModule):
                 f"root={str(self.root)!r} has no folder 'train' with a folder of images for each class in it."
             )
 
+    @property
+    @override
+    def num_classes(self) -> int:
+        return sum(folder.is_dir() for folder in (self.root / "train").iterdir())
+
     def find_images(self, split: str) -> Dataset[Any] | None:
         """The folder of that name; ``val`` stands in for a missing ``test``."""
         folder = self.root / split

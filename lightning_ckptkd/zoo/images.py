@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.zoo.wrong_labels import WrongLabels, check_share
 
 Transform: TypeAlias = Callable[[Any], Any]
 
@@ -36,6 +37,11 @@ class ImageDataModule(LightningDataModule):
         seed: Seed of the cuts.
         train_transforms: torchvision transforms of training images; None takes the data set's usual ones.
         eval_transforms: torchvision transforms of validation and test images; None likewise.
+        wrong_labels: Share of the training and validation labels to make wrong, drawn with ``seed``, as
+            :class:`WrongLabels` does; those of the test images stay right. 0 leaves all as they are.
+
+    Raises:
+        ArgumentError: If ``wrong_labels`` is no share.
     """
 
     def __init__(
@@ -48,12 +54,20 @@ class ImageDataModule(LightningDataModule):
         seed: int,
         train_transforms: Sequence[nn.Module] | None,
         eval_transforms: Sequence[nn.Module] | None,
+        wrong_labels: float = 0.0,
     ) -> None:
         super().__init__()
+        check_share(wrong_labels)
+        self.wrong_labels = wrong_labels
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train_size, self.val_size, self.test_size, self.seed = train_size, val_size, test_size, seed
         self._train_transforms, self._eval_transforms = train_transforms, eval_transforms
         self.sets: dict[str, Dataset[Any]] = {}
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """K; once the images have been found."""
 
     @abstractmethod
     def find_images(self, split: str) -> Dataset[Any] | None:
@@ -87,6 +101,10 @@ class ImageDataModule(LightningDataModule):
             self.sets[split] = Subset(_with_transform(images, plain), left[-size:])
             left = left[:-size]
         self.sets["train"] = Subset(_with_transform(images, augment), left[: self.train_size])
+        if self.wrong_labels:
+            for number, split in enumerate(("train", "val")):
+                seed = 1000 * self.seed + number
+                self.sets[split] = WrongLabels(self.sets[split], self.wrong_labels, self.num_classes, seed)
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:

@@ -15,6 +15,7 @@ from lightning_ckptkd.zoo import (
     ImageFolderDataModule,
 )
 from lightning_ckptkd.zoo.images import ImageDataModule
+from lightning_ckptkd.zoo.wrong_labels import Relabelled, WrongLabels
 from tests.projects import write_fashion_mnist
 
 
@@ -120,3 +121,30 @@ def test_fashion_mnist_that_is_there_already(tmp_path: Path) -> None:
     assert sizes(data) == {"test": 100, "val": 60, "train": 140}
     x, _ = next(iter(data.predict_dataloader()))
     assert x.shape == (4, 1, 28, 28)
+
+
+def test_wrong_labels() -> None:
+    clean, noisy, again = (ready(DigitsDataModule(seed=3, wrong_labels=share)) for share in (0.0, 0.4, 0.4))
+    for split, least, most in (("train", 0.33, 0.47), ("val", 0.33, 0.47), ("test", 0.0, 0.0)):
+        pairs = [[data.sets[split][index] for index in range(len(data.sets[split]))] for data in (clean, noisy, again)]
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(*pairs[:2], strict=True))
+        wrong = [int(a[1]) != int(b[1]) for a, b in zip(*pairs[:2], strict=True)]
+        assert least <= sum(wrong) / len(wrong) <= most
+        assert [int(y) for _, y in pairs[1]] == [int(y) for _, y in pairs[2]]
+        assert all(0 <= int(y) < 10 for _, y in pairs[1])
+    every = WrongLabels(clean.sets["val"], 1.0, 10, seed=0)
+    assert all(int(every[index][1]) != int(clean.sets["val"][index][1]) for index in range(len(every)))
+    assert len({every.shifts.count(shift) > 20 for shift in range(1, 10)}) == 1
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_wrong_labels_that_is_none(share: float) -> None:
+    with pytest.raises(ArgumentError, match=r"wrong_labels should be a share in \[0, 1\], such as 0.4, got"):
+        DigitsDataModule(wrong_labels=share)
+
+
+def test_labels_that_do_not_match_the_images() -> None:
+    images = ready(DigitsDataModule()).sets["val"]
+    with pytest.raises(ArgumentError, match="there are 3 for 400 samples"):
+        Relabelled(images, [1, 2, 3])
+    assert Relabelled(images, [7] * 400)[5][1] == 7
