@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from torch.nn.functional import pad
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import Dataset
 
+from benchmarks.cifar10n import CIFAR10N
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable
 from lightning_ckptkd.zoo import (
     CIFAR100DataModule,
@@ -124,6 +126,36 @@ SCHEDULES: dict[str, Callable[[int], LRSchedulerCallable]] = {
 _fashion = partial(FashionMNISTDataModule, num_workers=0)
 _cifar = partial(CIFAR100DataModule, num_workers=0)
 _cifar_20k = partial(_cifar, train_size=20000, augment=False)
+_cifar10n = partial(CIFAR10N, train_size=10000)
+
+
+def mlp(*widths: int) -> nn.Module:
+    """A network of linear layers with ReLU between them, on the 64 pixels of a digit.
+
+    Args:
+        widths: Of its hidden layers.
+    """
+    sizes = (64, *widths)
+    hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], 10))
+
+
+_digits_wrong: dict[str, Any] = {
+    "teacher": partial(mlp, 256, 256),
+    "student": partial(mlp, 32),
+    "epochs": (60, 60),
+    "tried": (1, 3, 5, 7, 9, 12, 15, 19, 24, 29, 39, 49, 59),
+    "schedules": ("cosine", "cosine"),
+    "views": 1,
+}
+_cifar10n_trained: dict[str, Any] = {
+    "teacher": partial(CIFARResNet, 14, num_classes=10, width=16, stem_stride=2),
+    "student": partial(CIFARResNet, 8, num_classes=10, width=8, stem_stride=2),
+    "epochs": (30, 10),
+    "tried": (1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24, 29),
+    "schedules": ("cosine", "cosine"),
+    "views": 1,
+}
 _grey, _colour = partial(CIFARResNet, num_classes=10, in_channels=1), partial(CIFARResNet, num_classes=100)
 _paper: dict[str, Any] = {
     "epochs": (200, 200),
@@ -196,6 +228,51 @@ TASKS = {
         tried=(1, 3, 5, 8, 11, 14, 17, 20, 23),
         schedules=("cosine", "cosine"),
         views=4,
+    ),
+    "digits_20": Task(
+        "scikit-learn's digits, 600 images, 20% of the labels wrong, cosine",
+        partial(DigitsDataModule, wrong_labels=0.2),
+        **_digits_wrong,
+    ),
+    "digits_40": Task(
+        "scikit-learn's digits, 600 images, 40% of the labels wrong, cosine",
+        partial(DigitsDataModule, wrong_labels=0.4),
+        **_digits_wrong,
+    ),
+    "fashion_40": Task(
+        "Fashion-MNIST, 10,000 images, 40% of the labels wrong, cosine",
+        partial(_fashion, train_size=10000, wrong_labels=0.4),
+        partial(_grey, 14, width=16, stem_stride=2),
+        partial(_grey, 8, width=8, stem_stride=2),
+        epochs=(30, 8),
+        tried=(1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24, 29),
+        schedules=("cosine", "cosine"),
+        views=1,
+    ),
+    "cifar10n_9": Task(
+        "CIFAR-10N, 10,000 images, people's labels, 9% of them wrong, cosine",
+        partial(_cifar10n, labels="aggregate"),
+        **_cifar10n_trained,
+    ),
+    "cifar10n_17": Task(
+        "CIFAR-10N, 10,000 images, people's labels, 17% of them wrong, cosine",
+        partial(_cifar10n, labels="random1"),
+        **_cifar10n_trained,
+    ),
+    "cifar10n_40": Task(
+        "CIFAR-10N, 10,000 images, people's labels, 40% of them wrong, cosine",
+        partial(_cifar10n, labels="worst"),
+        **_cifar10n_trained,
+    ),
+    "digits_long": Task(
+        "scikit-learn's digits, 100 images, right labels, 120 epochs, cosine",
+        partial(DigitsDataModule, train_size=100, batch_size=20),
+        partial(mlp, 256, 256),
+        partial(mlp, 32),
+        epochs=(120, 120),
+        tried=(1, 3, 5, 7, 9, 12, 15, 19, 29, 39, 59, 79, 99, 119),
+        schedules=("cosine", "cosine"),
+        views=1,
     ),
     "cifar100_wrn": Task(
         "CIFAR-100, the paper's WRN-40-2 to WRN-40-1",
