@@ -89,8 +89,8 @@ class LabelledImages(Dataset[tuple[Any, int]]):
         if there != set(self.paths):
             raise ArgumentError(
                 f"{root / f'{split}.csv'} has labels of {len(self.paths)} images: "
-                f"{len(set(self.paths) - there)} are missing in {root / split}, and {len(there - set(self.paths))} there "
-                "have no label. Unpack the data set again, whole."
+                f"{len(set(self.paths) - there)} are missing in {root / split}, and "
+                f"{len(there - set(self.paths))} there have no label. Unpack the data set again, whole."
             )
 
     def __len__(self) -> int:
