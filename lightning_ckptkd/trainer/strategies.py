@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from torch import nn
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.trainer.namespaces import is_kind
 
 _SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 _NOT_THESE = (DeepSpeedStrategy,)  # a kind of DDPStrategy whose weights are spread over the ranks
@@ -19,7 +20,7 @@ def check_strategy(trainer: Trainer) -> None:
     Raises:
         ArgumentError: Names the strategy and the remedy.
     """
-    if not isinstance(trainer.strategy, _SUPPORTED) or isinstance(trainer.strategy, _NOT_THESE):
+    if not is_kind(trainer.strategy, *_SUPPORTED) or is_kind(trainer.strategy, *_NOT_THESE):
         raise ArgumentError(
             f"strategy={type(trainer.strategy).__name__}: weights are harvested on one device, under DDPStrategy and "
             "under ModelParallelStrategy (FSDP2: torch's fully_shard in configure_model). Use one of these, or convert "
@@ -34,7 +35,7 @@ def find_averaging(trainer: Trainer, harvester: Callback) -> WeightAveraging:
         ArgumentError: If there is none, or it comes after the harvester, so that its average would be late.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    averaging = next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+    averaging = next((callback for callback in callbacks if is_kind(callback, WeightAveraging)), None)
     if averaging is None:
         raise ArgumentError(
             "averaged=True: the Trainer has no WeightAveraging (or EMAWeightAveraging) callback whose weights could be "
