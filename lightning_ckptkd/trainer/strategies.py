@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
@@ -35,7 +37,7 @@ def find_averaging(trainer: Trainer, harvester: Callback) -> WeightAveraging:
         ArgumentError: If there is none, or it comes after the harvester, so that its average would be late.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    averaging = next((callback for callback in callbacks if is_kind(callback, WeightAveraging)), None)
+    averaging: Any = next((callback for callback in callbacks if is_kind(callback, WeightAveraging)), None)
     if averaging is None:
         raise ArgumentError(
             "averaged=True: the Trainer has no WeightAveraging (or EMAWeightAveraging) callback whose weights could be "
@@ -46,7 +48,8 @@ def find_averaging(trainer: Trainer, harvester: Callback) -> WeightAveraging:
             f"averaged=True: {type(averaging).__name__} comes after CheckpointHarvester, so its average of the epoch "
             "would be missed. List it before."
         )
-    return averaging
+    found: WeightAveraging = averaging
+    return found
 
 
 def harvested_module(pl_module: LightningModule, averaging: WeightAveraging | None) -> nn.Module | None:
