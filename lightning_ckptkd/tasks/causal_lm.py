@@ -1,0 +1,66 @@
+"""Language models that predict the next token."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.text import Perplexity
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.losses.arguments import at_least_float32
+from lightning_ckptkd.tasks.dense import Tokens
+
+
+class CausalLM(Tokens):
+    """The next token of each place: logits (N, L, V), targets (N, L), which are the inputs' ids, not yet shifted.
+
+    The logits of a place are compared with the target of the next one, as the loss of transformers' models does; the
+    last logits and the first target are not used. Targets that the dataset has shifted are :class:`Tokens`.
+
+    Args:
+        ignore_index: Places whose next target is this one are left out of losses, metrics and I(Y;F).
+        class_weights: What each token of the vocabulary counts in the hard loss, V numbers; None: all the same.
+        label_smoothing: Of the hard loss, in [0, 1).
+
+    Raises:
+        ArgumentError: If an argument can't be used.
+    """
+
+    name: ClassVar[str] = "causal_lm"
+
+    @override
+    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+        return output[..., :-1, :].flatten(lead, lead + 1)
+
+    @override
+    def flatten_targets(self, targets: Tensor) -> Tensor:
+        return targets[:, 1:].reshape(-1).long()
+
+    @override
+    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+        super().check(output, targets, model)
+        if targets.shape[1] < 2:
+            raise ArgumentError(
+                f"task=causal_lm needs two tokens or more in a sequence, got targets of shape {tuple(targets.shape)}. "
+                "Give longer sequences, or task='multiclass' for one label a sample."
+            )
+
+    @override
+    def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
+        """``acc`` of the next token, and ``perplexity``, the exponential of its mean cross-entropy."""
+        perplexity = _RowPerplexity(ignore_index=self.ignore_index)
+        return {**super().metrics(num_classes, num_units), "perplexity": perplexity}
+
+
+class _RowPerplexity(Perplexity):
+    """Of rows (R, V); by log-softmax, since torchmetrics' probabilities are 0 for tokens that are very unlikely."""
+
+    @override
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        ignored = -100 if self.ignore_index is None else self.ignore_index
+        self.total_log_probs += F.cross_entropy(at_least_float32(preds), target, ignore_index=ignored, reduction="sum")
+        self.count += (target != ignored).sum()
