@@ -13,14 +13,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.label import head_gains, label_entropy
 from lightning_ckptkd.losses import KDLoss, LogitLoss
-from lightning_ckptkd.losses.arguments import at_least_float32
+from lightning_ckptkd.losses.hard import cross_entropy
+from lightning_ckptkd.tasks.metrics import RowAccuracy
 from lightning_ckptkd.tasks.rows import Labelled, Rows
 
 
@@ -185,20 +184,7 @@ class Task(ABC):
             logits: Shape (R, K).
             targets: Shape (R,), or (R, K) shares of the classes.
         """
-        logits = at_least_float32(logits)
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        smoothing = self.label_smoothing
-        if targets.is_floating_point():
-            total = F.cross_entropy(logits, targets.to(logits), weights, reduction="sum", label_smoothing=smoothing)
-            return total / max(1, len(targets))
-        ignored = -100 if self.ignore_index is None else self.ignore_index
-        total = F.cross_entropy(
-            logits, targets, weights, ignore_index=ignored, reduction="sum", label_smoothing=smoothing
-        )
-        counted = targets != ignored
-        if weights is None:
-            return total / counted.sum().clamp_min(1)
-        return total / (weights[targets.where(counted, 0)] * counted).sum().clamp_min(torch.finfo(weights.dtype).tiny)
+        return cross_entropy(logits, targets, self.class_weights, self.ignore_index, self.label_smoothing)
 
     def kd_loss(self, temperature: float) -> LogitLoss:
         """The distillation loss where the user gives none."""
@@ -220,7 +206,7 @@ class Task(ABC):
             num_classes: K, of rows.
             num_units: What :meth:`num_units` gives; metrics that need it are left out without.
         """
-        return {"acc": MulticlassAccuracy(average="micro", ignore_index=self.ignore_index)}
+        return {"acc": RowAccuracy(self.ignore_index)}
 
     def agreement(self, teachers: Tensor) -> Tensor | None:
         """Targets (R,) by which the metric of a student tells how often it agrees with its teachers' mean (R, K)."""

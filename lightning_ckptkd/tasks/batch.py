@@ -89,12 +89,16 @@ def join(batches: Sequence[Batch]) -> list[Batch]:
 
 def count_samples(inputs: Any) -> int:
     """N of inputs alone: the graphs of a batch, the sequences of a packed one, else the length of the first tensor."""
-    if isinstance(inputs, PackedSequence):
-        return int(inputs.batch_sizes[0])
-    graphs = getattr(inputs, "num_graphs", None)
-    if isinstance(graphs, int):
-        return graphs
-    return next((len(tensor) for tensor in tensors_in(inputs) if tensor.dim()), 0)
+    for leaf in tree_leaves(inputs, is_leaf=lambda node: isinstance(node, PackedSequence)):
+        if isinstance(leaf, PackedSequence):
+            return int(leaf.batch_sizes[0])
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+        if isinstance(leaf, Mapping):
+            return count_samples(dict(leaf))
+        if isinstance(getattr(leaf, "num_graphs", None), int):
+            return int(leaf.num_graphs)
+    return 0
 
 
 def move(part: Any, device: torch.device) -> Any:

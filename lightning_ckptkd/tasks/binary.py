@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.losses.arguments import at_least_float32
+from lightning_ckptkd.losses.hard import binary_cross_entropy
 from lightning_ckptkd.tasks.base import Task, checked_weights
 
 NO_LABEL = -(2**31)  # of a float target that is no whole number, so that check_targets finds it
@@ -58,16 +57,7 @@ class YesOrNo(Task):
             logits: Shape (R, 2).
             targets: Shape (R,).
         """
-        z = at_least_float32(logits[:, 1] - logits[:, 0])
-        counted = (
-            torch.ones_like(targets, dtype=torch.bool) if self.ignore_index is None else targets != self.ignore_index
-        )
-        weights = None
-        if self._pos_weights is not None:
-            weights = self._pos_weights.to(z).repeat(len(z) // len(self._pos_weights))
-        truth = targets.where(counted, 0).to(z)
-        total = F.binary_cross_entropy_with_logits(z, truth, counted.to(z), reduction="sum", pos_weight=weights)
-        return total / counted.sum().clamp_min(1)
+        return binary_cross_entropy(logits[:, 1] - logits[:, 0], targets, self._pos_weights, self.ignore_index)
 
     @override
     def describe(self) -> dict[str, Any]:

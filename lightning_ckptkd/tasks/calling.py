@@ -90,10 +90,10 @@ def _call_by_name(network: nn.Module, takes: _Signature, inputs: Mapping[str, An
     if takes.any_name:
         known |= {name: value for name, value in inputs.items() if name not in _BOOKKEEPING and tensors_in(value)}
     missing = [name for name in takes.required if name not in known]
-    if not missing and (known or not takes.takes(1)):
+    if known and not missing:
         _tell_of_left_out(type(network).__name__, tuple(name for name in inputs if name not in known))
         return network(**known)
-    if len(missing) <= 1 and (takes.takes(1) or missing == list(takes.positional[:1])):
+    if takes.takes(1) or (missing and missing == list(takes.positional[:1])):
         alone = next((name for name in INPUT_NAMES if name in inputs and name not in takes.names), None)
         if alone is not None:
             others = {name: value for name, value in known.items() if name in takes.names}

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.text import Perplexity
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.losses.arguments import at_least_float32
 from lightning_ckptkd.tasks.dense import Tokens
+from lightning_ckptkd.tasks.metrics import RowPerplexity
 
 
 class CausalLM(Tokens):
@@ -52,15 +50,5 @@ class CausalLM(Tokens):
     @override
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``acc`` of the next token, and ``perplexity``, the exponential of its mean cross-entropy."""
-        perplexity = _RowPerplexity(ignore_index=self.ignore_index)
+        perplexity = RowPerplexity(ignore_index=self.ignore_index)
         return {**super().metrics(num_classes, num_units), "perplexity": perplexity}
-
-
-class _RowPerplexity(Perplexity):
-    """Of rows (R, V); by log-softmax, since torchmetrics' probabilities are 0 for tokens that are very unlikely."""
-
-    @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        ignored = -100 if self.ignore_index is None else self.ignore_index
-        self.total_log_probs += F.cross_entropy(at_least_float32(preds), target, ignore_index=ignored, reduction="sum")
-        self.count += (target != ignored).sum()

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassJaccardIndex
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.base import Task
+from lightning_ckptkd.tasks.metrics import RowJaccard
 from lightning_ckptkd.tasks.rows import rows_of_samples
 
 
@@ -76,8 +76,7 @@ class Dense(Placewise):
     @override
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``acc`` of all pixels, and ``miou``: the mean over classes, those that neither has left out."""
-        jaccard = MulticlassJaccardIndex(num_classes, average="macro", ignore_index=self.ignore_index)
-        return {**super().metrics(num_classes, num_units), "miou": jaccard}
+        return {**super().metrics(num_classes, num_units), "miou": RowJaccard(num_classes, self.ignore_index)}
 
 
 class Tokens(Placewise):

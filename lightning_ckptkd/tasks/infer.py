@@ -20,7 +20,7 @@ from lightning_ckptkd.tasks.multilabel import Multilabel
 from lightning_ckptkd.tasks.reading import STILL_WORKS
 from lightning_ckptkd.tasks.regression import Regression
 from lightning_ckptkd.tasks.rows import without_ones
-from lightning_ckptkd.tasks.soft import SoftMulticlass, sum_to_one
+from lightning_ckptkd.tasks.soft import SoftMulticlass, are_shares
 
 AUTO = "auto"
 TASKS: dict[str, Callable[..., Task]] = {
@@ -104,7 +104,7 @@ def _readings(output: Tensor, targets: Tensor, ignore_index: int, inputs: Any) -
         return [Regression.name] if numbers or int(targets.min()) >= 0 else []
     if output.dim() == 2:
         if targets.shape == output.shape:
-            soft = [SoftMulticlass.name] if sum_to_one(targets) else []
+            soft = [SoftMulticlass.name] if bool(are_shares(targets).all()) else []
             labels = [Multilabel.name] if yes_or_no else []
             return [*soft, *labels, *regression]
         return [Multiclass.name] if targets.shape in ((count,), (count, 1)) and not numbers else []

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MultilabelF1Score
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.binary import YesOrNo
+from lightning_ckptkd.tasks.metrics import RowF1
 from lightning_ckptkd.tasks.rows import rows_of_samples
 
 
@@ -69,15 +69,4 @@ class Multilabel(YesOrNo):
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``acc``: the share of labels that are right; with ``num_units`` also ``f1``, the mean over labels."""
         found = super().metrics(num_classes, num_units)
-        return found if num_units is None else {**found, "f1": _RowF1(num_units, ignore_index=self.ignore_index)}
-
-
-class _RowF1(MultilabelF1Score):
-    """Of all rows of a batch, (N * K, 2); torchmetrics would take logits for probabilities where all are in [0, 1]."""
-
-    def __init__(self, num_labels: int, **options: Any) -> None:
-        super().__init__(num_labels, average="macro", **options)
-
-    @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        super().update(preds.argmax(1).reshape(-1, self.num_labels), target.reshape(-1, self.num_labels))
+        return found if num_units is None else {**found, "f1": RowF1(num_units, self.ignore_index)}

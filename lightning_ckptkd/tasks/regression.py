@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.regression import MeanSquaredError
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
@@ -17,6 +15,7 @@ from lightning_ckptkd.information.label import gaussian_head_gains
 from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, LogitLoss, MSELoss
 from lightning_ckptkd.losses.arguments import in_one_precision
 from lightning_ckptkd.tasks.base import Task
+from lightning_ckptkd.tasks.metrics import RowR2, RowRMSE
 from lightning_ckptkd.tasks.rows import without_ones
 
 
@@ -92,7 +91,7 @@ class Regression(Task):
     @override
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``rmse`` over samples and numbers, and ``r2``, the mean over the D numbers (NaN of less than two samples)."""
-        return {"rmse": _RowRMSE(squared=False), "r2": _RowR2(num_outputs=num_classes)}
+        return {"rmse": RowRMSE(), "r2": RowR2(num_classes)}
 
     @override
     def agreement(self, teachers: Tensor) -> Tensor | None:
@@ -109,56 +108,3 @@ class Regression(Task):
     @override
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
-
-
-class _RowRMSE(MeanSquaredError):  # noqa: N818 -- no exception
-    """RMSE over rows and numbers alike."""
-
-    @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        if len(preds):
-            super().update(preds.reshape(-1), target.reshape(-1))
-
-
-class _RowR2(Metric):
-    """R2 of rows (R, D), the mean over D as scikit-learn's; NaN for less than two samples.
-
-    torchmetrics' own raises on one sample, takes small errors for none (it compares them with 1e-4), and loses its
-    digits where the mean of the targets is far from 0. Here means are updated instead of sums.
-    """
-
-    full_state_update = True
-    is_differentiable = False
-    higher_is_better = True
-    moments: Tensor  # count, mean, squared deviations and squared errors; ranks stacked once they are synchronised
-
-    def __init__(self, num_outputs: int) -> None:
-        super().__init__()
-        self.add_state("moments", torch.zeros(4, num_outputs), dist_reduce_fx=None)
-
-    @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        preds, target = preds.to(self.moments), target.to(self.moments)
-        if len(target):
-            mean = target.mean(0)
-            count = torch.full_like(mean, len(target))
-            new = [count, mean, (target - mean).square().sum(0), (target - preds).square().sum(0)]
-            self.moments = _merge(self.moments, torch.stack(new))
-
-    @override
-    def compute(self) -> Tensor:
-        total, *others = self.moments.reshape(-1, 4, self.moments.shape[-1])
-        for moments in others:
-            total = _merge(total, moments)
-        count, _, deviations, errors = total
-        score = torch.where(deviations > 0, 1 - errors / deviations, (errors == 0).to(errors))
-        return torch.where(count >= 2, score, float("nan")).mean()
-
-
-def _merge(first: Tensor, second: Tensor) -> Tensor:
-    """The moments (4, D) of two sets of samples together (Chan, Golub and LeVeque 1979)."""
-    count = first[0] + second[0]
-    share = second[0] / count.clamp_min(1)
-    distance = second[1] - first[1]
-    deviations = first[2] + second[2] + distance.square() * first[0] * share
-    return torch.stack([count, first[1] + distance * share, deviations, first[3] + second[3]])

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
@@ -60,13 +57,13 @@ class SoftMulticlass(Task):
 
     @override
     def check_targets(self, targets: Tensor, num_classes: int, *, partial: bool = False) -> None:
-        sums = targets.double().sum(1)
-        wrong = ~(((sums - 1).abs() <= _ROUNDING) & (targets >= 0).all(1))
+        wrong = ~are_shares(targets)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
+            shares = targets[row].double()
             raise ArgumentError(
                 f"Soft targets should be shares, 0 or more, that sum to 1 for each sample, but those of sample {row} "
-                f"(from 0) sum to {float(sums[row]):.4g}, the smallest being {float(targets[row].min()):.4g}. "
+                f"(from 0) sum to {float(shares.sum()):.4g}, the smallest being {float(shares.min()):.4g}. "
                 "Normalise them, or use task='multilabel' for labels of 0 and 1."
             )
 
@@ -79,25 +76,12 @@ class SoftMulticlass(Task):
             )
 
     @override
-    def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
-        return {"acc": _LargestShareAccuracy(average="micro")}
-
-    @override
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         del described["ignore_index"]
         return described
 
 
-class _LargestShareAccuracy(MulticlassAccuracy):
-    """Accuracy by the class of the largest share; class indices are taken, too."""
-
-    @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        super().update(preds, target.argmax(1) if target.dim() == 2 else target)
-
-
-def sum_to_one(targets: Tensor) -> bool:
-    """Whether rows (N, K) are shares."""
-    wide = targets.double()
-    return bool(((wide >= 0).all(1) & torch.isclose(wide.sum(1), wide.new_ones(()), rtol=0, atol=_ROUNDING)).all())
+def are_shares(targets: Tensor) -> Tensor:
+    """Which rows of targets (N, K) are 0 or more and sum to 1, shape (N,)."""
+    return (targets >= 0).all(1) & ((targets.double().sum(1) - 1).abs() <= _ROUNDING)
