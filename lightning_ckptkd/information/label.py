@@ -1,11 +1,13 @@
 r"""I(Y;F) by the teacher's own head, and what all estimators of the label term share.
 
 For any classifier q(y|f), I(Y;F) = H(Y) - H(Y|F) >= H(Y) + E[log q(y|f)], that is H(Y) less the cross-entropy
-(the paper's second estimator). H(Y) is the entropy of the probe's labels, the same for each snapshot.
+(the paper's second estimator). H(Y) is the entropy of the probe's labels, the same for each snapshot. Labels may be
+shares of the classes, of which Y is then drawn. Numbers have a Gaussian for q, and I(Y;F) = 1/2 ln(var / mse).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,15 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEMPERATURES = tuple(2.0 ** (power / 4) for power in range(-8, 17))  # 1/4 to 16
+_AT_ONCE = 2**24  # logits that are in memory in float64 at one time
 
 
 def label_entropy(labels: Tensor) -> float:
     """H(Y) in nats of the labels' empirical distribution.
 
     Args:
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,); or shares of the classes, rows that sum to 1, shape (N, K).
     """
-    shares = torch.bincount(labels).double() / len(labels)
+    shares = labels.double().mean(0) if labels.dim() == 2 else torch.bincount(labels).double() / len(labels)
     return float(torch.special.entr(shares).sum())
 
 
@@ -40,11 +43,17 @@ def tempered_costs(logits: Tensor, labels: Tensor, temperatures: Sequence[float]
 
     Args:
         logits: Shape (N, K).
-        labels: Class indices below K, shape (N,).
+        labels: Class indices below K, shape (N,); or shares of the classes, shape (N, K), by which the costs of the
+            classes are weighted.
         temperatures: Each above 0.
     """
-    logits = logits.double()
-    return torch.stack([F.cross_entropy(logits / t, labels, reduction="none") for t in temperatures], 1)
+    size = max(1, _AT_ONCE // max(1, logits.shape[1]))
+    pieces = []
+    for some, truth in zip(torch.split(logits, size), torch.split(labels, size), strict=True):
+        wide = some.double()
+        truth = truth.double() if truth.dim() == 2 else truth
+        pieces.append(torch.stack([F.cross_entropy(wide / t, truth, reduction="none") for t in temperatures], 1))
+    return torch.cat(pieces)
 
 
 def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:
@@ -55,16 +64,73 @@ def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequ
 
     Args:
         logits: Shape (N, K).
-        labels: Class indices below K, shape (N,).
+        labels: Class indices below K, shape (N,); or shares of the classes, rows that sum to 1, shape (N, K).
         folds: Fold of each sample, shape (N,), two or more of them.
-        temperatures: To choose from.
+        temperatures: To choose from; the one nearest to 1 is taken where no other fold has a sample.
 
     Returns:
         H(Y) + log q(y|f) in nats, shape (N,), float64. The mean is I(Y;F), at most H(Y).
     """
     costs = tempered_costs(logits, labels, temperatures)
     best = costs.new_empty(len(costs))
+    plain = min(range(len(temperatures)), key=lambda place: abs(math.log(temperatures[place])))
     for fold in range(int(folds.max()) + 1):
         held_out = folds == fold
-        best[held_out] = costs[held_out, costs[~held_out].mean(0).argmin()]
+        others = costs[~held_out]
+        best[held_out] = costs[held_out, others.mean(0).argmin() if len(others) else plain]
     return label_entropy(labels) - best
+
+
+def gaussian_head_gains(predictions: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
+    r"""What each sample adds to I(Y;F) by predicted numbers, with a Gaussian of fitted variance around each.
+
+    For a density q(y|f), I(Y;F) >= E[log q(y|f) - log p(y)] where p is Y's own; here both are Gaussian, one number at
+    a time. q has the mean squared error of the other folds for its variance, p the mean and variance of all samples,
+    so that the mean over samples is 1/2 ln(var / mse) where the folds' errors are alike, and less where they are not.
+    It is below 0 where the predictions are worse than the mean of Y.
+
+    Args:
+        predictions: Shape (N, D).
+        targets: Shape (N, D).
+        folds: Fold of each sample, shape (N,), two or more of them.
+
+    Returns:
+        Nats, summed over the D numbers, shape (N,), float64. One that is the same for all samples adds nothing.
+    """
+    predictions, targets = predictions.double(), targets.double()
+    centred = targets - targets.mean(0)
+    variance = centred.square().mean(0)
+    varies = variance > (torch.finfo(torch.float32).eps * targets.abs().amax(0)).square()
+    scale = torch.where(varies, variance, 1)
+    errors = (predictions - targets).square() / scale
+    gains = centred.square() / scale / 2
+    for fold in range(int(folds.max()) + 1):
+        held_out = folds == fold
+        others = errors[~held_out] if bool((~held_out).any()) else errors
+        # below what float32 can tell from the target there is no error to be measured
+        mse = others.mean(0).clamp_min(torch.finfo(torch.float32).eps ** 2)
+        gains[held_out] -= (mse.log() + errors[held_out] / mse) / 2
+    return torch.where(varies, gains, 0).sum(1)
+
+
+def gains_by_sample(gains: Tensor, samples: Tensor, num_samples: int, units: Tensor | None = None) -> Tensor:
+    """What each sample adds to a term that is the sum over units of the mean over the unit's rows.
+
+    Each row's part is its distance from the mean of its unit (the influence of a row on that mean), so that standard
+    errors over samples are right also where samples differ in their number of rows.
+
+    Args:
+        gains: Of each row in nats, shape (R,).
+        samples: The sample of each row, shape (R,).
+        num_samples: N. A sample without a row changes nothing: it gets the term itself.
+        units: The unit of each row, shape (R,); None: one for all.
+
+    Returns:
+        Nats, shape (N,), float64, whose mean is the term.
+    """
+    gains = gains.double()
+    units = torch.zeros_like(samples) if units is None else units
+    counts = torch.bincount(units).clamp_min(1)
+    means = gains.new_zeros(len(counts)).index_add_(0, units, gains) / counts
+    parts = (gains - means[units]) * num_samples / counts[units]
+    return means.sum() + gains.new_zeros(num_samples).index_add_(0, samples, parts)

@@ -64,7 +64,7 @@ class LogitLoss(nn.Module, ABC):
         target: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch.
+        """The loss of a batch; 0 where it has no sample, as where no pixel of it has a label.
 
         Args:
             student_logits: Shape (N, K).
@@ -87,6 +87,8 @@ class LogitLoss(nn.Module, ABC):
                 f"{tuple(teacher_logits.shape)}. Give both the same samples, and the student the teachers' number of "
                 "classes."
             )
+        if not len(student_logits):
+            return student_logits.sum() * 0
         if self.combine != PER_TEACHER:
             return self.pair(student_logits, self.combined(teachers, weights), target)
         shares = normalised_weights(weights, teachers)

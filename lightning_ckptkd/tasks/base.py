@@ -6,35 +6,21 @@ predicted (a sample, a label of it, a pixel, a token), with K scores for the K c
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.label import head_gains
+from lightning_ckptkd.information.label import head_gains, label_entropy
 from lightning_ckptkd.losses import KDLoss, LogitLoss
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Outputs and targets of a batch as losses and metrics see them.
-
-    Attributes:
-        student: Shape (R, K).
-        teachers: Shape (M, R, K); None where no teacher ran.
-        targets: Shape (R,): class indices; or (R, K), shares of the classes or numbers.
-    """
-
-    student: Tensor
-    teachers: Tensor | None
-    targets: Tensor
+from lightning_ckptkd.losses.hard import cross_entropy
+from lightning_ckptkd.tasks.metrics import RowAccuracy
+from lightning_ckptkd.tasks.rows import Labelled, Rows
 
 
 class Task(ABC):
@@ -43,31 +29,42 @@ class Task(ABC):
     A task of your own implements :meth:`flatten`, :meth:`flatten_targets` and :meth:`check`, and goes to
     ``MISelector(task=...)`` and ``DistillationModule(task=...)``, by class path from a config.
 
+    I(Y;F) is the sum over units of the mean over a unit's rows. A unit is what a row is about: most tasks have one for
+    all rows (``units`` gives None), multilabel has one for each label. So whoever estimates it takes the rows that
+    :meth:`labelled` names (or, with :meth:`Labelled.take`, a draw of them), asks :meth:`label_gains` with the folds of
+    their samples, and :func:`.information.label.gains_by_sample` for one value a sample, whose mean is the term.
+
     Args:
         ignore_index: Targets of this value are left out of the hard loss, of metrics and of I(Y;F).
         class_weights: What each class counts in the hard loss, K numbers; None: all the same.
         label_smoothing: Of the hard loss, in [0, 1).
+
+    Attributes:
+        classes: Whether rows are scores of classes, so that they have a softmax, an argmax and an accuracy.
 
     Raises:
         ArgumentError: If an argument can't be used.
     """
 
     name: ClassVar[str]
+    classes: ClassVar[bool] = True
+    ignore_index: int | None
 
     def __init__(
-        self, ignore_index: int = -100, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+        self,
+        ignore_index: int | None = -100,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ArgumentError(f"label_smoothing should be in [0, 1), got {label_smoothing}.")
-        if class_weights is not None and not all(0 <= weight < float("inf") for weight in class_weights):
-            raise ArgumentError(f"class_weights should be finite and 0 or more, got {list(class_weights)}.")
         self.ignore_index = ignore_index
-        self.class_weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.class_weights = checked_weights("class_weights", class_weights)
         self.label_smoothing = label_smoothing
 
     @abstractmethod
     def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
-        """A network's output as rows.
+        """A network's output as rows, one sample after another.
 
         Args:
             output: Shape (N, ...); or (M, N, ...) with ``lead=1``.
@@ -94,18 +91,19 @@ class Task(ABC):
             ArgumentError: If they are not the task's.
         """
 
-    def check_targets(self, targets: Tensor, num_classes: int) -> None:
+    def check_targets(self, targets: Tensor, num_classes: int, *, partial: bool = False) -> None:
         """Check the values of targets; on a GPU this waits for it.
 
         Args:
             targets: Shape (P,), as :meth:`flatten_targets` gives them.
-            num_classes: K.
+            num_classes: K, of rows.
+            partial: Whether these are a batch of more, of which no target need be used.
 
         Raises:
             ArgumentError: If one is neither a class nor ``ignore_index``, or all are ``ignore_index``.
         """
-        used = targets[targets != self.ignore_index]
-        if len(targets) and not len(used):
+        used = targets if self.ignore_index is None else targets[targets != self.ignore_index]
+        if len(targets) and not len(used) and not partial:
             raise ArgumentError(
                 f"ignore_index={self.ignore_index} is the target of all {len(targets)} samples, so that there is "
                 "nothing to learn or to measure. Give data with other targets, or another ignore_index."
@@ -115,6 +113,23 @@ class Task(ABC):
                 f"Labels run from {int(used.min())} to {int(used.max())}, but the teacher has {num_classes} classes "
                 f"(0 to {num_classes - 1}). Give the data that it was trained on, a network with as many classes, or "
                 "the label that means none as ignore_index."
+            )
+
+    def check_scores(self, num_classes: int, model: str) -> None:
+        """Check that a softmax over so many scores means something, and that there is a weight for each.
+
+        Raises:
+            ArgumentError: If not.
+        """
+        if num_classes < 2:
+            raise ArgumentError(
+                f"task={self.name} needs one score a class, but {model} gives {num_classes}, of which the softmax is "
+                "always 1. Use task='binary' for targets of 0 and 1, task='regression' for numbers."
+            )
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise ArgumentError(
+                f"class_weights are {len(self.class_weights)}, but {model} gives {num_classes} scores. Give one weight "
+                "for each class."
             )
 
     def kept(self, targets: Tensor) -> Tensor | None:
@@ -127,6 +142,21 @@ class Task(ABC):
     def samples(self, targets: Tensor) -> Tensor | None:
         """The sample of each row, shape (P,), of targets (N, ...); None where each sample is one row."""
         return None
+
+    def units(self, targets: Tensor) -> Tensor | None:
+        """The unit of each row, shape (P,), of targets (N, ...); None where all rows are of one."""
+        return None
+
+    def num_units(self, output: Tensor) -> int:
+        """Number of units that an output (N, ...) tells of."""
+        return 1
+
+    def labelled(self, targets: Tensor) -> Labelled:
+        """The rows of targets (N, ...) that have one; on a GPU this waits for it."""
+        flat, samples, units = self.flatten_targets(targets), self.samples(targets), self.units(targets)
+        places = torch.arange(len(flat), device=flat.device)
+        found = Labelled(places, flat, places if samples is None else samples, units)
+        return found if self.ignore_index is None else found.take((flat != self.ignore_index).nonzero().squeeze(1))
 
     def rows(self, student: Tensor, teachers: Tensor | None, targets: Tensor) -> Rows:
         """Lay out a batch.
@@ -146,41 +176,78 @@ class Task(ABC):
         return Rows(student, teachers, flat)
 
     def hard_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The targets' own loss, shape (): the mean cross-entropy in nats.
+        """The targets' own loss, shape (): the mean cross-entropy in nats; 0 where no row has a target.
+
+        Computed in float32 at least.
 
         Args:
             logits: Shape (R, K).
             targets: Shape (R,), or (R, K) shares of the classes.
         """
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        return F.cross_entropy(
-            logits, targets, weights, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing
-        )
+        return cross_entropy(logits, targets, self.class_weights, self.ignore_index, self.label_smoothing)
 
     def kd_loss(self, temperature: float) -> LogitLoss:
         """The distillation loss where the user gives none."""
         return KDLoss(temperature)
 
-    def metrics(self, num_classes: int) -> dict[str, Metric]:
-        """New metrics by name; each takes rows (R, K) and targets (R,), the first is the one to show."""
-        return {"acc": MulticlassAccuracy(average="micro", ignore_index=self.ignore_index)}
+    def check_kd_loss(self, kd_loss: object) -> None:  # noqa: B027 -- classes take all losses
+        """Check that a distillation loss of this package means something for the task.
+
+        Raises:
+            ArgumentError: If it does not.
+        """
+
+    def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
+        """New metrics by name; each takes rows (R, K) and targets as :meth:`rows` gives them.
+
+        The first is the one to show, and takes what :meth:`agreement` gives for targets, too.
+
+        Args:
+            num_classes: K, of rows.
+            num_units: What :meth:`num_units` gives; metrics that need it are left out without.
+        """
+        return {"acc": RowAccuracy(self.ignore_index)}
 
     def agreement(self, teachers: Tensor) -> Tensor | None:
         """Targets (R,) by which the metric of a student tells how often it agrees with its teachers' mean (R, K)."""
         return teachers.argmax(1)
 
-    def label_gains(self, logits: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
-        """What each row adds to I(Y;F) by the network's own head.
+    def label_gains(self, logits: Tensor, targets: Tensor, folds: Tensor, units: Tensor | None = None) -> Tensor:
+        """What each row adds to its unit's I(Y;F) by the network's own head.
 
         Args:
             logits: Shape (R, K).
             targets: Shape (R,), without ``ignore_index``.
             folds: Fold of each row, shape (R,); rows of one sample are in one.
+            units: Unit of each row, shape (R,); None: one for all.
 
         Returns:
-            Nats, shape (R,), float64. Its mean is I(Y;F).
+            Nats, shape (R,), float64. The mean over the rows of a unit is that unit's I(Y;F), at most its H(Y).
         """
+        if units is None:
+            return self.unit_gains(logits, targets, folds)
+        gains = torch.empty(len(targets), dtype=torch.float64, device=logits.device)
+        for unit in range(int(units.max()) + 1):
+            rows = units == unit
+            if bool(rows.any()):
+                gains[rows] = self.unit_gains(logits[rows], targets[rows], folds[rows])
+        return gains
+
+    def unit_gains(self, logits: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
+        """:meth:`label_gains` of the rows of one unit."""
         return head_gains(logits, targets, folds)
+
+    def label_entropy(self, targets: Tensor, units: Tensor | None = None) -> float | None:
+        """The most that I(Y;F) can be: H(Y) in nats, summed over units; None where there is no such bound.
+
+        Args:
+            targets: Shape (R,), without ``ignore_index``.
+            units: Unit of each row, shape (R,); None: one for all.
+        """
+        if units is None:
+            return label_entropy(targets)
+        rows = [units == unit for unit in range(int(units.max()) + 1)]
+        return math.fsum(label_entropy(targets[own]) for own in rows if bool(own.any()))
 
     def describe(self) -> dict[str, Any]:
         """Name and options, for the record."""
@@ -191,3 +258,16 @@ class Task(ABC):
             "class_weights": weights,
             "label_smoothing": self.label_smoothing,
         }
+
+
+def checked_weights(argument: str, weights: Sequence[float] | None) -> Tensor | None:
+    """Weights of a hard loss, float32; None where there are none.
+
+    Raises:
+        ArgumentError: If one is negative or not finite.
+    """
+    if weights is None:
+        return None
+    if not all(0 <= weight < float("inf") for weight in weights):
+        raise ArgumentError(f"{argument} should be finite and 0 or more, got {list(weights)}.")
+    return torch.tensor(list(weights), dtype=torch.float32)

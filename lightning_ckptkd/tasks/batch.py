@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
+
+_DESCRIBED = 12  # items of a container that are listed in a message
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class Batch:
     whole: Any = None
 
     def __len__(self) -> int:
-        """N, the number of samples."""
-        return len(self.targets)
+        """N, the number of samples; of graphs where a batch is one of those."""
+        return count_samples(self.inputs) if self.targets is None else len(self.targets)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device, moved as Lightning moves batches."""
+        """The batch on a device, moved as Lightning moves batches; this one stays where it is."""
         target = torch.device(device)
-        return self._changed(lambda part: move_data_to_device(part, target))
+        return self._changed(lambda part: move(part, target))
 
     def cast(self, dtype: torch.dtype) -> Batch:
         """The batch with inputs of this type where they are floating-point; targets stay as they are."""
@@ -42,11 +46,11 @@ class Batch:
         def change(tensor: Tensor) -> Tensor:
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-        return replace(self, inputs=_map(self.inputs, change), whole=_map(self.whole, change))
+        return replace(self, inputs=map_tensors(self.inputs, change), whole=map_tensors(self.whole, change))
 
     def detached(self) -> Batch:
         """The batch without gradients, on the CPU."""
-        return self._changed(lambda part: _map(part, Tensor.detach)).to("cpu")
+        return self._changed(lambda part: map_tensors(part, Tensor.detach)).to("cpu")
 
     @property
     def is_plain(self) -> bool:
@@ -83,6 +87,52 @@ def join(batches: Sequence[Batch]) -> list[Batch]:
     return list(batches)
 
 
+def count_samples(inputs: Any) -> int:
+    """N of inputs alone: the graphs of a batch, the sequences of a packed one, else the length of the first tensor."""
+    for leaf in tree_leaves(inputs, is_leaf=lambda node: isinstance(node, PackedSequence)):
+        if isinstance(leaf, PackedSequence):
+            return int(leaf.batch_sizes[0])
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+        if isinstance(leaf, Mapping):
+            return count_samples(dict(leaf))
+        if isinstance(getattr(leaf, "num_graphs", None), int):
+            return int(leaf.num_graphs)
+    return 0
+
+
+def move(part: Any, device: torch.device) -> Any:
+    """Any part of a batch on a device, as Lightning moves batches.
+
+    Objects whose ``to`` moves the object itself (PyG's, transformers') are copied first, so that what a loader or the
+    caller keeps stays where it is.
+    """
+    if isinstance(part, Tensor):
+        return move_data_to_device(part, device)
+    return tree_map(
+        lambda leaf: move_data_to_device(_own(leaf) if callable(getattr(leaf, "to", None)) else leaf, device),
+        part,
+        is_leaf=lambda node: isinstance(node, PackedSequence),
+    )
+
+
+def map_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting with each tensor changed; objects that are neither known containers nor PyG's stay."""
+
+    def change_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if isinstance(leaf, MutableMapping):  # kinds that torch does not know, such as transformers'
+            changed = copy.copy(leaf)
+            changed.update({name: map_tensors(value, change) for name, value in leaf.items()})
+            return changed
+        if _is_graph(leaf):
+            return copy.copy(leaf).apply(change)
+        return leaf
+
+    return change(part) if isinstance(part, Tensor) else tree_map(change_leaf, part)
+
+
 def tensors_in(part: Any) -> list[Tensor]:
     """The tensors in any nesting of tuples, lists and mappings, and in objects with ``to_dict`` (PyG's)."""
     found: list[Tensor] = []
@@ -91,7 +141,7 @@ def tensors_in(part: Any) -> list[Tensor]:
             found.append(leaf)
         elif isinstance(leaf, Mapping):  # kinds of mapping that torch does not know, such as transformers'
             found += tensors_in(dict(leaf))
-        elif callable(getattr(leaf, "to_dict", None)):
+        elif _is_graph(leaf):
             found += tensors_in(leaf.to_dict())
     return found
 
@@ -100,13 +150,27 @@ def describe(part: Any) -> str:
     """A batch or a part of it in words: each item with its type and shape."""
     if isinstance(part, Tensor):
         return f"{str(part.dtype).removeprefix('torch.')} tensor of shape {tuple(part.shape)}"
+    if isinstance(part, PackedSequence):
+        return f"PackedSequence of {count_samples(part)}"
     if isinstance(part, Mapping):
-        return "a mapping with " + ", ".join(f"{key!r}: {describe(value)}" for key, value in part.items())
+        return "a mapping with " + _list_items(part.items())
     if isinstance(part, Sequence) and not isinstance(part, str):
-        items = ", ".join(f"{place}: {describe(item)}" for place, item in enumerate(part))
+        items = _list_items(enumerate(part))
         return f"{type(part).__name__} of {len(part)} ({items})"
+    if _is_graph(part):
+        return f"{type(part).__name__} with " + _list_items(part.to_dict().items())
     return type(part).__name__
 
 
-def _map(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return change(part) if isinstance(part, Tensor) else tree_map_only(Tensor, change, part)
+def _list_items(items: Iterable[tuple[Any, Any]]) -> str:
+    described = [f"{name!r}: {describe(item)}" for name, item in items]
+    return ", ".join([*described[:_DESCRIBED], "..."] if len(described) > _DESCRIBED else described)
+
+
+def _is_graph(part: Any) -> bool:
+    return callable(getattr(part, "to_dict", None)) and callable(getattr(part, "apply", None))
+
+
+def _own(part: Any) -> Any:
+    """An object that can be moved without moving the original's tensors: a shallow copy, unless it is a tensor."""
+    return part if isinstance(part, (Tensor, PackedSequence)) else copy.copy(part)

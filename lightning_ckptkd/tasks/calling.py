@@ -12,11 +12,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.tasks.batch import Batch, describe
+from lightning_ckptkd.tasks.batch import Batch, describe, tensors_in
 from lightning_ckptkd.tasks.reading import INPUT_NAMES
 
-_BATCH_NAMES = ("batch",)  # a forward with such a parameter, alone, takes the batch as the loader gave it
+_BATCH_NAMES = ("batch",)  # a forward whose one parameter is called so takes the batch as the loader gave it
 _NEEDED = ("attention_mask", "mask", "lengths", "length", "padding_mask")  # without them results are others
+_BOOKKEEPING = ("id", "ids", "idx", "index", "indices", "sample_id", "sample_idx")  # what **kwargs is not meant for
 
 
 @dataclass(frozen=True)
@@ -25,64 +26,87 @@ class _Signature:
 
     Attributes:
         names: Of those that can be given by name.
-        required: Number of positional ones without a default.
-        most: Number of positional ones; None where there is no limit.
+        required: Of those without a default.
+        positional: Names of those that can be given by position.
+        unlimited: Whether any number can be given by position.
         any_name: Whether it takes any keyword.
     """
 
     names: tuple[str, ...]
-    required: int
-    most: int | None
+    required: tuple[str, ...]
+    positional: tuple[str, ...]
+    unlimited: bool
     any_name: bool
+
+    def takes(self, count: int) -> bool:
+        """Whether so many by position are enough, and not too many."""
+        first = self.positional[:count]
+        return set(self.required) <= set(first) and (self.unlimited or count <= len(self.positional))
 
 
 def call(network: nn.Module, batch: Batch) -> Any:
     """Call a network on a batch's inputs.
 
-    A mapping goes by keyword, those left out that ``forward`` does not take; one of a single array goes as it is. A
-    tuple goes by position where ``forward`` takes so many. A ``forward`` with one parameter called ``batch`` gets the
-    whole batch.
+    A mapping goes by keyword, those left out that ``forward`` does not take; of a ``forward`` that takes any keyword,
+    numbers of samples and what holds no tensor. Where ``forward`` takes one array under another name, it gets the one
+    of the usual names. A tuple goes by position where ``forward`` takes so many. A graph goes as it is, or its parts
+    by keyword where ``forward`` asks for several. A ``forward`` with one parameter called ``batch`` gets the whole
+    batch.
 
     Args:
         network: Any module.
         batch: On the network's device.
 
     Raises:
-        ArgumentError: If the network has no ``forward``, or takes nothing of the batch.
+        ArgumentError: If the network can't take the inputs; says what it takes and what there is.
     """
     inputs = batch.inputs
     if batch.whole is not None and takes_whole(network):
         return network(batch.whole)
     if isinstance(inputs, Tensor):
         return network(inputs)
+    takes = _signature(network)
     if isinstance(inputs, Mapping):
-        return _call_by_name(network, inputs)
-    if isinstance(inputs, (tuple, list)) and type(inputs) in (tuple, list) and len(inputs) != 1:
-        takes = _signature(network)
-        if takes.required <= len(inputs) and (takes.most is None or len(inputs) <= takes.most):
+        return _call_by_name(network, takes, inputs)
+    if type(inputs) in (tuple, list) and len(inputs) != 1:
+        if takes.takes(len(inputs)):
             return network(*inputs)
+        if not takes.takes(1):
+            raise ArgumentError(_refusal(network, takes, inputs))
+        return network(inputs)
+    if not takes.takes(1) and callable(getattr(inputs, "to_dict", None)):
+        return _call_by_name(network, takes, inputs.to_dict())
     return network(inputs)
 
 
 def takes_whole(network: nn.Module) -> bool:
     """Whether a network's ``forward`` takes the batch as the loader gives it."""
     takes = _signature(network)
-    return takes.most == 1 and takes.names[:1] in [(name,) for name in _BATCH_NAMES]
+    return not takes.unlimited and takes.positional in [(name,) for name in _BATCH_NAMES] and takes.takes(1)
 
 
-def _call_by_name(network: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    takes = _signature(network)
-    known = {name: value for name, value in inputs.items() if takes.any_name or name in takes.names}
-    if known and not (takes.any_name and not set(takes.names) & set(known)):
+def _call_by_name(network: nn.Module, takes: _Signature, inputs: Mapping[str, Any]) -> Any:
+    known = {name: value for name, value in inputs.items() if name in takes.names}
+    if takes.any_name:
+        known |= {name: value for name, value in inputs.items() if name not in _BOOKKEEPING and tensors_in(value)}
+    missing = [name for name in takes.required if name not in known]
+    if known and not missing:
         _tell_of_left_out(type(network).__name__, tuple(name for name in inputs if name not in known))
         return network(**known)
-    alone = next((name for name in INPUT_NAMES if name in inputs), None)
-    if takes.required <= 1 and takes.most != 0:
+    if takes.takes(1) or (missing and missing == list(takes.positional[:1])):
+        alone = next((name for name in INPUT_NAMES if name in inputs and name not in takes.names), None)
         if alone is not None:
-            _tell_of_left_out(type(network).__name__, tuple(name for name in inputs if name != alone))
-            return network(inputs[alone])
-        return network(inputs)
-    raise ArgumentError(
+            others = {name: value for name, value in known.items() if name in takes.names}
+            left_out = tuple(name for name in inputs if name != alone and name not in others)
+            _tell_of_left_out(type(network).__name__, left_out)
+            return network(inputs[alone], **others)
+        if not known and takes.takes(1):
+            return network(inputs)
+    raise ArgumentError(_refusal(network, takes, inputs))
+
+
+def _refusal(network: nn.Module, takes: _Signature, inputs: Any) -> str:
+    return (
         f"{type(network).__name__}.forward takes {', '.join(takes.names) or 'nothing by name'}, and the inputs are "
         f"{describe(inputs)}. Say which of them with input_keys, in the order of forward's parameters."
     )
@@ -101,17 +125,20 @@ def _tell_of_left_out(network: str, names: tuple[str, ...]) -> None:
 def _signature(network: nn.Module) -> _Signature:
     inner = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     forward: Any = inner.forward
-    return _parameters(getattr(forward, "__func__", forward))
+    return _parameters(getattr(forward, "__func__", forward), bound=hasattr(forward, "__self__"))
 
 
 @lru_cache(maxsize=256)
-def _parameters(forward: Callable[..., Any]) -> _Signature:
-    parameters = [p for p in inspect.signature(forward).parameters.values() if p.name != "self"]
+def _parameters(forward: Callable[..., Any], *, bound: bool) -> _Signature:
+    parameters = list(inspect.signature(forward).parameters.values())[1 if bound else 0 :]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     kinds = [parameter.kind for parameter in parameters]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return _Signature(
-        names=tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)),
-        required=sum(p.default is p.empty for p in positional),
-        most=None if inspect.Parameter.VAR_POSITIONAL in kinds else len(positional),
+        names=tuple(p.name for p in named),
+        required=tuple(p.name for p in required),
+        positional=tuple(p.name for p in positional),
+        unlimited=inspect.Parameter.VAR_POSITIONAL in kinds,
         any_name=inspect.Parameter.VAR_KEYWORD in kinds,
     )

@@ -12,7 +12,17 @@ from lightning_ckptkd.tasks.base import Task
 
 
 class Multiclass(Task):
-    """One of K classes for each sample: logits (N, K), targets (N,) or (N, 1), integers of any type."""
+    """One of K classes for each sample: logits (N, K), targets (N,) or (N, 1), integers of any type.
+
+    Args:
+        ignore_index: Samples with this target are left out of the hard loss, of metrics and of I(Y;F); the teachers
+            teach them all the same.
+        class_weights: What each class counts in the hard loss, K numbers; None: all the same.
+        label_smoothing: Of the hard loss, in [0, 1).
+
+    Raises:
+        ArgumentError: If an argument can't be used.
+    """
 
     name: ClassVar[str] = "multiclass"
 
@@ -26,12 +36,8 @@ class Multiclass(Task):
 
     @override
     def check(self, output: Tensor, targets: Tensor, model: str) -> None:
-        if output.dim() != 2:
-            raise ArgumentError(
-                f"Logits should have the shape (N, K), but those of {model} have {tuple(output.shape)}. Give a network "
-                "that returns one score a class for each sample or, with logits_key, say which part of its output "
-                "holds them."
-            )
+        check_logits(output, model)
+        self.check_scores(output.shape[1], model)
         count = len(targets)
         if targets.is_floating_point() or targets.shape not in ((count,), (count, 1)):
             raise ArgumentError(
@@ -43,3 +49,17 @@ class Multiclass(Task):
                 f"A batch of {count} samples should have logits of shape ({count}, K), but those of {model} have "
                 f"{tuple(output.shape)}. Give a network that returns one score a class for each sample."
             )
+
+
+def check_logits(output: Tensor, model: str) -> None:
+    """Check that an output is (N, K).
+
+    Raises:
+        ArgumentError: If it is not.
+    """
+    if output.dim() != 2:
+        raise ArgumentError(
+            f"Logits should have the shape (N, K), but those of {model} have {tuple(output.shape)}. Give a network "
+            "that returns one score a class for each sample or, with logits_key, say which part of its output "
+            "holds them."
+        )

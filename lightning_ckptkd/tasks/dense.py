@@ -1,0 +1,118 @@
+"""Tasks with a label for each place of a sample: pixels and tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.tasks.base import Task
+from lightning_ckptkd.tasks.metrics import RowJaccard
+from lightning_ckptkd.tasks.rows import rows_of_samples
+
+
+class Placewise(Task):
+    """One of K classes for each place of a sample; those with ``ignore_index`` are left out of everything.
+
+    Rows are the places in order, sample by sample. Losses, metrics and I(Y;F) are means over all places of a batch
+    that have a label.
+    """
+
+    @override
+    def kept(self, targets: Tensor) -> Tensor | None:
+        if self.ignore_index is None:
+            return None
+        valid = (targets != self.ignore_index).nonzero().squeeze(1)
+        return None if len(valid) == len(targets) else valid
+
+    @override
+    def samples(self, targets: Tensor) -> Tensor | None:
+        count = len(targets)
+        return rows_of_samples(targets, len(self.flatten_targets(targets)) // count if count else 0)
+
+
+class Dense(Placewise):
+    """One of K classes for each pixel: logits (N, K, *), targets (N, *), or (N, 1, *), integers of any type.
+
+    Args:
+        ignore_index: Pixels with this target are left out of losses, metrics and I(Y;F); 255 and -1 are usual.
+        class_weights: What each class counts in the hard loss, K numbers; None: all the same.
+        label_smoothing: Of the hard loss, in [0, 1).
+
+    Raises:
+        ArgumentError: If an argument can't be used.
+    """
+
+    name: ClassVar[str] = "dense"
+
+    @override
+    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+        return output.movedim(lead + 1, -1).reshape(*output.shape[:lead], -1, output.shape[lead + 1])
+
+    @override
+    def flatten_targets(self, targets: Tensor) -> Tensor:
+        return targets.reshape(-1).long()
+
+    @override
+    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+        if output.dim() < 3:
+            raise ArgumentError(
+                f"task=dense needs logits (N, K, ...) with one score a class for each pixel, but those of {model} have "
+                f"{tuple(output.shape)}. Use task='multiclass' for one label a sample, or say with logits_key which "
+                "part of the output holds them."
+            )
+        self.check_scores(output.shape[1], model)
+        places = (len(output), *output.shape[2:])
+        if targets.is_floating_point() or targets.shape not in (places, (places[0], 1, *places[1:])):
+            raise ArgumentError(
+                f"Logits of {model} of shape {tuple(output.shape)} need targets of class indices of shape {places}, "
+                f"but these are {targets.dtype} of shape {tuple(targets.shape)}. Let the network scale its logits to "
+                "the targets' size, or say with target_key which part the targets are."
+            )
+
+    @override
+    def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
+        """``acc`` of all pixels, and ``miou``: the mean over classes, those that neither has left out."""
+        return {**super().metrics(num_classes, num_units), "miou": RowJaccard(num_classes, self.ignore_index)}
+
+
+class Tokens(Placewise):
+    """One of K classes for each token: logits (N, L, K), targets (N, L), integers of any type.
+
+    Args:
+        ignore_index: Tokens with this target (padding, parts of words) are left out of losses, metrics and I(Y;F).
+        class_weights: What each class counts in the hard loss, K numbers; None: all the same.
+        label_smoothing: Of the hard loss, in [0, 1).
+
+    Raises:
+        ArgumentError: If an argument can't be used.
+    """
+
+    name: ClassVar[str] = "tokens"
+
+    @override
+    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+        return output.flatten(lead, lead + 1)
+
+    @override
+    def flatten_targets(self, targets: Tensor) -> Tensor:
+        return targets.reshape(-1).long()
+
+    @override
+    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+        if output.dim() != 3:
+            raise ArgumentError(
+                f"task={self.name} needs logits (N, L, K) with one score a class for each token, but those of {model} "
+                f"have {tuple(output.shape)}. Use task='multiclass' for one label a sample, or say with logits_key "
+                "which part of the output holds them."
+            )
+        self.check_scores(output.shape[2], model)
+        if targets.is_floating_point() or targets.shape != output.shape[:2]:
+            raise ArgumentError(
+                f"Logits of {model} of shape {tuple(output.shape)} need targets of class indices of shape "
+                f"{tuple(output.shape[:2])}, but these are {targets.dtype} of shape {tuple(targets.shape)}. Give one "
+                "target a token, with ignore_index where there is none, or say with target_key which part they are."
+            )
