@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -167,25 +166,25 @@ class Outage(Callback):
             self.come_back()
 
 
-def outage_trials(patience_milliseconds: int, seed: int = 0) -> dict[str, Any]:
+def outage_trials(count: int, patience_seconds: float = objects.PATIENCE_SECONDS) -> dict[str, Any]:
     """A training of ten epochs of a fraction of a second, without the server from the third to the sixth.
 
-    Once it refuses connections, once it takes them and hangs, once it is gone for good (and refuses).
+    Of three kinds the first ``count``: it refuses connections, it takes them and hangs, it is gone for good.
 
     Raises:
         AssertionError: If training ends otherwise than with the snapshots from before and after, all of them right, and
             one warning for each that was dropped.
     """
-    objects.PATIENCE_SECONDS = patience_milliseconds / 1000
-    results: dict[str, Any] = {"trials": 3, "patience_seconds": objects.PATIENCE_SECONDS}
+    objects.PATIENCE_SECONDS = patience_seconds
+    results: dict[str, Any] = {"trials": count, "patience_seconds": patience_seconds}
     with s3_server() as server, scratch_folder() as scratch:
         kinds: dict[str, tuple[Callable[[], None], Callable[[], None], int]] = {
             "refuses": (server.down, server.up, 6),
             "hangs": (server.hang, server.go_on, 6),
             "gone": (server.down, lambda: None, 99),
         }
-        for kind, (go, come_back, last) in kinds.items():
-            url = f"s3://{BUCKET}/outage-{kind}-{seed}"
+        for kind, (go, come_back, last) in list(kinds.items())[:count]:
+            url = f"s3://{BUCKET}/outage-{kind}"
             results[kind] = _outage(Path(scratch), url, Outage(go, come_back, 2, last), server)
     return results
 
@@ -218,13 +217,3 @@ def _outage(root: Path, url: str, outage: Outage, server: S3Server) -> dict[str,
         "longest_wait_seconds": round(max(lengths), 1),
         "all_epochs_seconds": round(sum(lengths), 1),
     }
-
-
-def main(trials: str, count: int, seed: int) -> None:
-    """Run trials and print what came of them as JSON."""
-    print(json.dumps({"kills": kill_trials, "outage": outage_trials}[trials](count, seed)))
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

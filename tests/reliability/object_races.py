@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -143,13 +141,3 @@ def _read(url: str, count: int, told: Path) -> None:
             document = store.folder.read_json(name)
             assert document == _document(document["epoch"])
     told.write_text(json.dumps({"whole": count, "different_manifests": len(manifests)}))
-
-
-def main(trials: str, count: int, seed: int) -> None:
-    """Run trials and print what came of them as JSON."""
-    print(json.dumps({"starts": start_trials, "opens": open_trials}[trials](count, seed)))
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

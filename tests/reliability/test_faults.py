@@ -54,25 +54,14 @@ def test_interrupted_and_resumed() -> None:
     assert result["made_up_for_from_the_checkpoint"] > 0
 
 
-def test_two_trainers_start_into_one_url() -> None:
-    result = run_trials("object_races", "starts", 3, 0)
-    assert result["one_won"] == 3
-    assert result["refused_by_the_lock"] + result["refused_by_the_manifest"] == 3
-    assert result["refused_by_the_lock"] > 0, "those that start at the same moment"
-
-
-def test_readers_of_a_harvest_that_is_being_written() -> None:
-    result = run_trials("object_races", "opens", 40, 0)
-    assert result["whole"] == 40
-    assert result["different_manifests"] > 5
-
-
-def test_writers_to_an_object_store_are_killed() -> None:
-    result = run_trials("object_faults", "kills", 5, 0)
-    assert result["trainings"] == 1
-    assert result["trials"] == 5
-
-
-def test_a_store_that_goes_and_comes_back() -> None:
-    result = run_trials("object_faults", "outage", 500, 0)
-    assert [result[kind]["dropped"] for kind in ("refuses", "hangs", "gone")] == [4, 4, 8]
+def test_object_stores() -> None:
+    """On a real S3 server: two trainers into one URL, readers under a writer, kills, a store that goes for a while."""
+    results = run_trials("object_stores", "starts", 2, "opens", 20, "kills", 5, "short-outage", 1)
+    starts, opens, kills, outage = results.values()
+    assert starts["one_won"] == starts["refused_by_the_lock"] + starts["refused_by_the_manifest"] == 2
+    assert opens["whole"] == 20
+    assert opens["different_manifests"] > 3
+    assert kills["trials"] == 5
+    assert kills["trainings"] == 1
+    assert kills["locks_left_and_taken_over"] > 0
+    assert outage["refuses"]["dropped"] == 4

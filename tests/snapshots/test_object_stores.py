@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +21,6 @@ from lightning_ckptkd.snapshots.folders import open_folder
 from lightning_ckptkd.snapshots.folders.objects import Objects
 from lightning_ckptkd.snapshots.folders.remote import RemoteFolder
 from tests.projects import DigitsData, Project, make_trainer
-from tests.reliability.forking import REPOSITORY
 from tests.reliability.harvests import commit
 from tests.reliability.s3_server import BUCKET, S3Server, s3_server
 
@@ -68,23 +65,16 @@ def test_the_usual_way(url: str, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_leaves_its_lock_to_the_same_run(url: str) -> None:
-    code = (
-        "import os, sys; from lightning_ckptkd import SnapshotStore\n"
-        "SnapshotStore.create(sys.argv[1], 'killed', {}); os.kill(os.getpid(), 9)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, url],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert done.returncode == -9, done.stderr
+    left = {"run_id": "killed", "token": "0123", "process": 7, "host": "node-1", "since": "2026-11-27T20:00:00+00:00"}
+    Objects(url).put("lock.json", json.dumps(left).encode())
     with pytest.raises(
-        SnapshotError, match=rf"being written by the run 'killed' \(process \d+ on .*\); .*remove {url}/lock\.json\.$"
+        SnapshotError,
+        match=rf"being written by the run 'killed' \(process 7 on 'node-1', '2026-.*\); .*remove {url}/lock\.json\.$",
     ):
         SnapshotStore.create(url, "other", {})
-    with SnapshotStore.create(url, "killed", {}):
-        assert names_in(url) == {"lock.json"}
+    with SnapshotStore.create(url, "killed", {}) as store:
+        assert json.loads(Objects(url).get("lock.json"))["token"] != "0123"
+        commit(store, 0)
     assert not Objects(url).exists("lock.json")
 
 
@@ -102,6 +92,37 @@ def test_a_lock_that_can_not_be_read_keeps_others_out(url: str, content: bytes) 
     with pytest.raises(SnapshotError, match=r"is being written by the run .*remove s3://"):
         SnapshotStore.create(url, "run", {})
     assert Objects(url).get("lock.json") == content
+
+
+def test_of_two_that_start_at_the_same_moment_one_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's lock comes between any two requests of this one, down to the very put."""
+    real = Objects._call
+    lock = b'{"run_id": "first", "token": "0123"}'
+    refused = 0
+    for turn in range(20):
+        at, requests, place = turn, iter(range(100)), f"{url}/{turn}"
+        first = Objects(place)
+
+        def intrude(
+            self: Objects, *arguments: Any, at: int = at, n: Any = requests, by: Any = first, **options: Any
+        ) -> Any:
+            if next(n) == at:
+                with contextlib.suppress(FileExistsError):
+                    real(by, "pipe_file", by._path("lock.json"), lock, mode="create")
+            return real(self, *arguments, **options)
+
+        monkeypatch.setattr(Objects, "_call", intrude)
+        try:
+            with SnapshotStore.create(place, "second", {}):
+                monkeypatch.undo()
+                assert json.loads(first.get("lock.json"))["run_id"] == "second"
+        except SnapshotError as error:
+            monkeypatch.undo()
+            assert "is being written by the run 'first'" in str(error)
+            assert first.get("lock.json") == lock
+            refused += 1
+        monkeypatch.undo()
+    assert 2 <= refused < 20, "before it has the lock, and not once it has it"
 
 
 def test_two_writers_in_one_process(url: str) -> None:
@@ -345,3 +366,54 @@ def test_a_store_that_hangs_is_waited_for_within_a_bound(
         assert "the store did not answer within" in text and "Training goes on; the next snapshot is tried." in text
     assert [snapshot.epoch for snapshot in SnapshotStore.open(url).snapshots] == [0, 1, 5]
     assert json.loads(Objects(url).get("manifest.json"))["run_id"] == harvester._run_id
+
+
+def test_one_bound_for_all_requests_of_a_piece_of_work(
+    server: S3Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a short one after a failure, until the store answers again."""
+    limits: list[float] = []
+    real = fsspec.asyn.sync
+
+    def sync(*arguments: Any, timeout: float, **options: Any) -> Any:
+        limits.append(timeout)
+        return real(*arguments, timeout=timeout, **options)
+
+    objects = Objects(url)
+    objects.put("one", b"x")
+    monkeypatch.setattr(fsspec.asyn, "sync", sync)
+    with objects.bounded():
+        for _ in range(3):
+            objects.get("one", 0)
+        objects.get("one", 5 * 2**20)
+    assert 30 >= limits[0] > limits[1] > limits[2] > 20
+    assert 35 >= limits[3] > 25, "bytes get time on top"
+    limits.clear()
+    objects.get("one", 0)
+    assert limits == [30.0]
+    server.down()
+    try:
+        for _ in range(2):
+            with pytest.raises(Exception, match=r"Could not connect|did not answer within 3 s"):
+                objects.get("one", 0)
+    finally:
+        server.up()
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            objects.get("none", 0)
+    assert limits == [30.0, 30.0, 3.0, 3.0, 30.0]
+
+
+def test_training_bounds_each_snapshot_as_a_whole(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded: list[bool] = []
+    real = Objects._call
+
+    def watch(self: Objects, method: str, *arguments: Any, **options: Any) -> Any:
+        if method == "pipe_file" and str(arguments[0]).endswith((".safetensors", "manifest.json")):
+            bounded.append(self._started is not None)
+        return real(self, method, *arguments, **options)
+
+    monkeypatch.setattr(Objects, "_call", watch)
+    make_trainer(tmp_path, CheckpointHarvester(url), max_epochs=1).fit(Project(), DigitsData())
+    assert len(bounded) == 3
+    assert all(bounded)

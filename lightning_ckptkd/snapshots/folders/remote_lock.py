@@ -68,13 +68,14 @@ class RemoteLock:
             host=socket.gethostname(),
             since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        self._take(own)
-        _held_here.add(own.token)
         try:
+            self._take(own)
+            _held_here.add(own.token)
             yield
         finally:
             _held_here.discard(own.token)
-            self._token = None
+            if self._token == own.token:
+                self._token = None
             with contextlib.suppress(Exception), self._objects.bounded():  # what stays is taken over by the same run
                 if self._is(own):
                     self._objects.remove(LOCK_NAME)
