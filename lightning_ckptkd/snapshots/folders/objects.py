@@ -133,9 +133,12 @@ class Objects:
         """
         if not self._protocols & _BUCKETLESS:
             try:
+                self._files.invalidate_cache(self.bucket)
                 self._call("info", self.bucket)
             except FileNotFoundError:
-                raise FileNotFoundError(f"there is no {self.bucket!r}, and buckets are not made") from None
+                raise FileNotFoundError(
+                    f"there is no bucket {self.bucket!r}, and none is made; make it first"
+                ) from None
             except PermissionError:  # keys that may only write can't see: the first object will tell
                 return
         self._call("makedirs", self.root, exist_ok=True)
