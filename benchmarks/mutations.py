@@ -22,9 +22,11 @@ from tests.reliability.forking import fork, wait
 
 _PACKAGE = "lightning_ckptkd"
 _STORE, _LOCAL, _LOCK = "snapshots/store.py", "snapshots/folders/local.py", "snapshots/folders/lock.py"
+_OBJECTS, _REMOTE_LOCK = "snapshots/folders/objects.py", "snapshots/folders/remote_lock.py"
 _TESTS = {
     "store": "tests/snapshots/test_store.py",
     "folders": "tests/snapshots/test_folders.py",
+    "objects": "tests/snapshots/test_object_stores.py",
     "copy": "tests/snapshots/test_host_copy.py",
     "recorder": "tests/snapshots/test_recorder.py",
     "weights": "tests/snapshots/test_weights.py",
@@ -77,7 +79,18 @@ MUTATIONS = [
     Mutation("lock within a process", _LOCK, "if key in _held_here:", "if False:", ("folders",)),
     Mutation("lock is given back", _LOCK, "            _held_here.discard(key)\n", "            pass\n", ("folders",)),
     Mutation("remote upload is whole", "snapshots/folders/remote.py", "if found != needed:", "if False:", ("folders",)),
-    Mutation("remote lock", "snapshots/folders/remote.py", "if holder != run_id:", "if False:", ("folders",)),
+    Mutation("remote lock", _REMOTE_LOCK, "if owner.run_id != own.run_id:", "if False:", ("objects",)),
+    Mutation("remote lock is put conditionally", _OBJECTS, 'data, mode="create", volume', "data, volume", ("objects",)),
+    Mutation("remote lock of another stays", _REMOTE_LOCK, "if self._is(own):", "if True:", ("objects",)),
+    Mutation("remote lock before an upload", _STORE, "        self.folder.check_lock()\n        if not", "        if not", ("objects",)),
+    Mutation("remote lock and run before a manifest", _STORE, "        self._check_own()\n        before", "        before", ("objects",)),
+    Mutation("only the run's own manifest is adopted", _STORE, "_read_own_manifest(self.folder, self.manifest.run_id) or self.manifest", "Manifest.read(self.folder)", ("objects",)),
+    Mutation("a store without conditional puts is said", "snapshots/folders/remote.py", "if not self._objects.conditional:", "if False:", ("objects",)),
+    Mutation("buckets are not made", _OBJECTS, 'self._call("info", self.bucket)', "pass", ("objects",)),
+    Mutation("cached listings of info", _OBJECTS, "        self._files.invalidate_cache(self.root)\n        return int", "        return int", ("objects",)),
+    Mutation("cached listings of folders", _OBJECTS, "        self._files.invalidate_cache(self.root)\n        return [", "        return [", ("objects",)),
+    Mutation("patience after a failure", _OBJECTS, "            self._patient = False\n", "", ("objects",)),
+    Mutation("one bound for a snapshot", "snapshots/recorder.py", "with self.store.folder.bounded():", "if True:", ("objects",)),
     Mutation("fp16 overflow", "snapshots/host_copy.py", "        if overflown:\n", "        if False:\n", ("copy",)),
     Mutation("no torch beside training", "snapshots/host_copy.py", "self._memory.numpy().fill(0)", "self._memory.zero_()", ("copy",)),
     Mutation("what can't be stored", "snapshots/host_copy.py", "        _check_storable(name, value)\n", "        pass\n", ("copy",)),

@@ -7,15 +7,13 @@ Each runs in a process of its own; a part that fails stops the command. The test
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
 import time
 from pathlib import Path
 from typing import Any
-
-import lightning
-import torch
 
 from tests.reliability.forking import run_trials
 
@@ -34,6 +32,10 @@ EXPERIMENTS: dict[str, tuple[str, tuple[object, ...]]] = {
     "cache_faults": ("cache_faults", (100, 0)),
     "rank_faults": ("rank_faults", (3, 0)),
     "interruptions": ("interruptions", (3, 0)),
+    "object_starts": ("object_stores", ("starts", 100)),
+    "object_opens": ("object_stores", ("opens", 1_000)),
+    "object_kills": ("object_stores", ("kills", 50)),
+    "object_outage": ("object_stores", ("outage", 3)),
 }
 
 
@@ -100,6 +102,28 @@ _ROWS = {
         "{trials}",
         "all equal an uninterrupted run; {made_up_for_from_the_checkpoint} times from the checkpoint",
     ),
+    "object_starts": (
+        "S3 server: pairs of trainings that start into one URL, 0 to 300 ms apart",
+        "{trials}",
+        "one won in {one_won}; {refused_by_the_lock} refused by the lock, the rest by the manifest",
+    ),
+    "object_opens": (
+        "S3 server: opens of a harvest, its selection and scores, under a writer that never pauses",
+        "{trials}",
+        "{whole} whole, of {different_manifests} different manifests",
+    ),
+    "object_kills": (
+        "S3 server: SIGKILL before each of {calls} requests in turn, at any moment, and of {trainings} trainings",
+        "{trials}",
+        "nothing lost, leftovers cleaned; {locks_left_and_taken_over} locks left, which the same run took over",
+    ),
+    "object_outage": (
+        "S3 server: refuses, or hangs, in 4 of 10 epochs, or is gone for good, with a patience of "
+        "{patience_seconds:.0f} s",
+        "{trials}",
+        "{refuses[dropped]}, {hangs[dropped]} and {gone[dropped]} snapshots dropped, all others there; longest epoch "
+        "{refuses[longest_wait_seconds]}, {hangs[longest_wait_seconds]} and {gone[longest_wait_seconds]} s",
+    ),
 }
 
 
@@ -127,12 +151,8 @@ def main() -> None:
         print(make_table(json.loads(options.out.read_text())))
         return
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    results["machine"] = {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-    }
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "lightning", "fsspec", "s3fs", "moto")}
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), **packages}
     for name in options.only:
         module, arguments = EXPERIMENTS[name]
         start = time.monotonic()
@@ -140,6 +160,7 @@ def main() -> None:
         results[name] = {
             "command": " ".join(["python -m", f"tests.reliability.{module}", *map(str, arguments)]),
             "seconds": round(time.monotonic() - start),
+            "machine": machine,
             **result,
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -447,6 +447,7 @@ def test_a_strategy_that_was_never_tested_is_refused(tmp_path: Path) -> None:
     check_strategy(make_trainer(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore:memory.*its store has no conditional put")
 def test_a_remote_folder(tmp_path: Path) -> None:
     url = "memory://harvests/run"
     fit(tmp_path, CheckpointHarvester(url))

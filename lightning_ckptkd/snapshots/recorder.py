@@ -145,7 +145,8 @@ class Recorder:
     def _submit(self, job: Callable[[], None], what: str) -> Future[None]:
         def run() -> None:
             try:
-                job()
+                with self.store.folder.bounded():  # training may be waiting
+                    job()
             except CkptKDError as error:
                 self._problems.append(type(error)(f"{what} is not stored: {error}"))
             except Exception as error:  # it must not end the thread unseen

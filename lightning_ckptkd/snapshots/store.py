@@ -143,9 +143,11 @@ class SnapshotStore:
 
         Raises:
             ArgumentError: If a tensor can't be stored, or the store was opened to read.
-            SnapshotError: If a file can't be written or the hash is another; the snapshots are then as before.
+            SnapshotError: If a file can't be written, the hash is another, or another process took the folder over;
+                the snapshots are then as before.
         """
         self._check_writable()
+        self.folder.check_lock()
         if not isinstance(weights, HostCopy):
             copy = HostCopy()
             copy.reserve(plan_layout(weights))
@@ -230,14 +232,14 @@ class SnapshotStore:
     def _replace(self, snapshots: list[Snapshot]) -> None:
         """Make these the harvest's snapshots; files that are no longer named go last."""
         self._check_writable()
+        self._check_own()
         before = self.manifest.files
         manifest = replace(self.manifest, snapshots=tuple(snapshots))
         try:
             manifest.write(self.folder)
         except SnapshotError:
             with contextlib.suppress(SnapshotError):  # the rename may have come through all the same: look
-                if self.folder.exists(MANIFEST_NAME):
-                    self.manifest = Manifest.read(self.folder)
+                self.manifest = _read_own_manifest(self.folder, self.manifest.run_id) or self.manifest
                 for name in manifest.files - self.manifest.files:
                     self.folder.remove(name)
             raise
@@ -250,6 +252,12 @@ class SnapshotStore:
             raise ArgumentError(
                 f"{self.folder} was opened to read, or is closed: use SnapshotStore.create, which takes the lock."
             )
+
+    def _check_own(self) -> None:
+        """Check that the folder is still this process's to write, where its lock does not make sure of that."""
+        if self.folder.lock_can_be_lost:
+            self.folder.check_lock()
+            _read_own_manifest(self.folder, self.manifest.run_id)
 
     def _is_leftover(self, name: str) -> bool:
         """Whether a file is a snapshot that this run wrote but did not commit, or dropped but did not remove."""

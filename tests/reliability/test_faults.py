@@ -52,3 +52,16 @@ def test_interrupted_and_resumed() -> None:
     result = run_trials("interruptions", 1, 0)
     assert result["trials"] == EPOCHS * len(KINDS)
     assert result["made_up_for_from_the_checkpoint"] > 0
+
+
+def test_object_stores() -> None:
+    """On a real S3 server: two trainers into one URL, readers under a writer, kills, a store that goes for a while."""
+    results = run_trials("object_stores", "starts", 2, "opens", 20, "kills", 5, "short-outage", 1)
+    starts, opens, kills, outage = results.values()
+    assert starts["one_won"] == starts["refused_by_the_lock"] + starts["refused_by_the_manifest"] == 2
+    assert opens["whole"] == 20
+    assert opens["different_manifests"] > 3
+    assert kills["trials"] == 5
+    assert kills["trainings"] == 1
+    assert kills["locks_left_and_taken_over"] > 0
+    assert outage["refuses"]["dropped"] == 4

