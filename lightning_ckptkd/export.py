@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.checkpoint_file import check_size, explained, read_checkpoint
 from lightning_ckptkd.snapshots.folders import open_folder, run_tag
-from lightning_ckptkd.snapshots.host_copy import plan_layout
+from lightning_ckptkd.snapshots.layout import plan_layout
 from lightning_ckptkd.snapshots.weights import near_names, plain_names, select_weights
 
 _PREFIX = "student"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.checkpoint_file import check_size, explained, plain_dict, read_checkpoint
 from lightning_ckptkd.snapshots.fields import is_text, json_safe, shown
-from lightning_ckptkd.snapshots.host_copy import plan_layout
+from lightning_ckptkd.snapshots.layout import plan_layout
 from lightning_ckptkd.snapshots.store import SnapshotStore
 from lightning_ckptkd.snapshots.weights import select_weights
 
