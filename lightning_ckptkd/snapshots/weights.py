@@ -26,6 +26,17 @@ _NAN_BITS = {
 _ALL_FINITE = torch.float4_e2m1fn_x2
 
 
+class Unread:
+    """In a state dict that was read from a file: a value that is no plain tensor and was not made.
+
+    Args:
+        kind: What it is.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
 def near_names(name: str, names: Iterable[str]) -> str:
     """The names most like ``name``, for an error message."""
     known = [known for known in names if known]
@@ -101,8 +112,9 @@ def select_weights(
             continue
         name = name[len(prefix) :]
         if not isinstance(value, Tensor):
+            kind = value.kind if isinstance(value, Unread) else type(value).__name__
             raise ArgumentError(
-                f"The state dict holds {type(value).__name__} at {key!r}; only tensors can be harvested. "
+                f"The state dict holds {kind} at {key!r}; only tensors can be harvested. "
                 "Name the network alone with submodule='...'."
             )
         if name in weights:
