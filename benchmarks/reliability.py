@@ -79,8 +79,9 @@ _ROWS = {
     ),
     "hostile_checkpoints": (
         "hostile .ckpt files",
-        "{refused}",
-        "all refused, no code run; {executing} run code without the guard; slowest {slowest_seconds:.2f} s",
+        "{trials}",
+        "no code run: {refused} refused, {taken} taken over without what lies beside their weights; {executing} run "
+        "code when torch reads them unguarded; slowest {slowest_seconds:.2f} s",
     ),
     "two_runs": (
         "two runs start in one folder at the same moment",

@@ -23,11 +23,10 @@ from lightning_ckptkd.snapshots.folders import open_folder
 from lightning_ckptkd.snapshots.host_copy import (
     STORED_DTYPES,
     HostCopy,
-    Layout,
     is_sharded,
     join_gathering,
-    plan_layout,
 )
+from lightning_ckptkd.snapshots.layout import Layout, plan_layout
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest
 from lightning_ckptkd.snapshots.recorder import Recorder
 from lightning_ckptkd.snapshots.retention import Retention

@@ -235,6 +235,7 @@ def _make_harvest_parser() -> ArgumentParser:
     parser.add_argument("--checkpoints", type=str, help="Folder with the .ckpt files; its name alone does as well.")
     parser.add_argument("--snapshots", type=str, help="Folder to make the harvest in; likewise. Default: beside them.")
     parser.add_argument("--submodule", type=str, help="Attribute path of the part of the LightningModule to harvest.")
+    parser.add_argument("--files", type=str, nargs="+", help="Names or patterns of the files to take; ! leaves out.")
     return parser
 
 
@@ -242,7 +243,7 @@ def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
     if config.checkpoints is None:
         raise ArgumentError("checkpoints: give the folder with the .ckpt files: `ckptkd harvest DIR`.")
     snapshots = config.snapshots or str(Path(config.checkpoints).parent / "snapshots")
-    store = harvest_checkpoints(config.checkpoints, snapshots, config.submodule)
+    store = harvest_checkpoints(config.checkpoints, snapshots, config.submodule, files=config.files)
     _save_config(parser, config, store, HARVEST_CONFIG_NAME)
     print(f"{len(store.snapshots)} snapshots in {store.folder}. Next: `ckptkd select {store.folder}`")
     return store

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, near_names
-from lightning_ckptkd.snapshots.checkpoint_file import check_size, explained, read_checkpoint
+from lightning_ckptkd.snapshots.checkpoint_file import open_checkpoint
 from lightning_ckptkd.snapshots.folders import open_folder, run_tag
-from lightning_ckptkd.snapshots.host_copy import plan_layout
-from lightning_ckptkd.snapshots.weights import plain_names, select_weights
+from lightning_ckptkd.snapshots.weights import plain_names
 
 _PREFIX = "student"
 _SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -24,8 +23,8 @@ def export_student(checkpoint: str | Path, out: str | Path) -> dict[str, Tensor]
     """Write the student's weights of a :class:`DistillationModule` checkpoint into a file of their own.
 
     Names are those of the student's own ``state_dict()``, as without ``torch.compile``, so that
-    ``load_state_dict`` takes them strictly. Tied tensors are stored under each of their names. The checkpoint is read
-    with ``weights_only=True`` only; the file is whole or absent.
+    ``load_state_dict`` takes them strictly. Tied tensors are stored under each of their names. No code of the
+    checkpoint runs; the file is whole or absent.
 
     Args:
         checkpoint: The ``.ckpt`` file.
@@ -66,17 +65,13 @@ def _read_student(path: Path) -> dict[str, Tensor]:
             f"of one that you trust, with `python -m lightning.fabric.utilities.consolidate_checkpoint {path}`, and "
             "export that."
         )
-    if not path.is_file():
-        raise SnapshotError(f"{path} is missing, or no regular file: {_REMEDY}.")
-    state = read_checkpoint(path, _REMEDY)["state_dict"]
-    with explained(path, "exported", _REMEDY):
-        names = [name for name in state if isinstance(name, str)]
+    with open_checkpoint(path, "exported", _REMEDY) as checkpoint:
+        names = checkpoint.names()
         if not any(name.startswith(f"{_PREFIX}.") for name in plain_names(dict.fromkeys(names))):
             raise SnapshotError(
                 f"{path} holds no student: none of its weights' names begins with '{_PREFIX}.'. Some of them: "
                 f"{near_names(_PREFIX, names)}. {_REMEDY[0].upper()}{_REMEDY[1:]}."
             )
-        weights = select_weights(state, _PREFIX)
-        plan_layout(weights)  # refuses what a file can't hold
-        check_size(sum(value.numel() * value.itemsize for value in weights.values()), path, _REMEDY)
-        return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+        weights = checkpoint.weights(_PREFIX)
+        checkpoint.check_size(sum(value.numel() * value.itemsize for value in weights.values()))  # ties are copied
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}

@@ -10,6 +10,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.snapshots.inert_pickle import Call, Global, Items, kind_of
 
 _QUOTED = 80  # characters that a message quotes of what it found
 _MAX_DEPTH, _MAX_ITEMS, _MAX_TEXT = 20, 10_000, 100_000
@@ -151,11 +152,11 @@ def is_text(value: object) -> bool:
 
 def shown(value: object) -> str:
     """What a message quotes of something untrusted: little, and no control characters."""
-    if isinstance(value, str):
+    if isinstance(value, (str, bytes)):
         value = value[:_QUOTED]
     if isinstance(value, int) and abs(value) >= 10**_QUOTED:
         return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (list, dict, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     return repr(value)[:_QUOTED]
 
@@ -169,6 +170,11 @@ def json_safe(value: Any) -> Any:
     return _json_safe(value, _MAX_DEPTH, [_MAX_ITEMS])
 
 
+def _json_text(value: str) -> str:
+    """A string that can be written as UTF-8, of at most 100,000 characters."""
+    return str(value)[:_MAX_TEXT] if is_text(value) else repr(value)[:_MAX_TEXT]
+
+
 def _json_safe(value: Any, depth: int, room: list[int]) -> Any:
     room[0] -= 1
     if depth < 0 or room[0] < 0:
@@ -178,16 +184,19 @@ def _json_safe(value: Any, depth: int, room: list[int]) -> Any:
     if isinstance(value, int):
         return int(value) if abs(value) < 10**_QUOTED else shown(value)
     if isinstance(value, str):
-        return str(value)[:_MAX_TEXT] if is_text(value) else repr(value)[:_MAX_TEXT]
+        return _json_text(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, dict):  # by dict's own methods: what is unpickled may shadow them
-        items = itertools.islice(dict.items(value), max(room[0], 0))
+    if isinstance(value, (dict, Items)):
+        pairs = value.pairs if isinstance(value, Items) else dict.items(value)
+        items = itertools.islice(pairs, max(room[0], 0))
         return {str(_json_safe(key, depth - 1, room)): _json_safe(item, depth - 1, room) for key, item in items}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_json_safe(item, depth - 1, room) for item in itertools.islice(value, max(room[0], 0))]
     if isinstance(value, Mapping):
         return _json_safe(dict(value), depth, room)
+    if isinstance(value, (Global, Call)):
+        return f"<{_json_text(kind_of(value))}>" if isinstance(value, Call) else _json_text(kind_of(value))
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):

@@ -3,124 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_ckptkd.errors import ArgumentError, SnapshotError
-from lightning_ckptkd.snapshots.fields import is_text, shown
+from lightning_ckptkd.errors import SnapshotError
 from lightning_ckptkd.snapshots.folders import Part
+from lightning_ckptkd.snapshots.layout import Layout
 
 #: Storage types by the name that an option gives them.
 STORED_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-}
-_METADATA = "__metadata__"
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a layout: its type and shape, and its place in the data, in bytes."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each tensor lies in a safetensors file.
-
-    Attributes:
-        entries: Name to place, in the order of the file: wider types first, so that each tensor is aligned.
-        ties: Name of a tied tensor to the name under which it is stored, once.
-    """
-
-    entries: dict[str, Entry] = field(default_factory=dict)
-    ties: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def data_bytes(self) -> int:
-        """Size of all tensors in bytes."""
-        return max((entry.stop for entry in self.entries.values()), default=0)
-
-    def header(self) -> bytes:
-        """The file's first part: its length, then names, types and places as JSON."""
-        document: dict[str, object] = {_METADATA: dict(sorted(self.ties.items()))} if self.ties else {}
-        for name, entry in self.entries.items():
-            document[name] = {
-                "dtype": _CODES[entry.dtype],
-                "shape": list(entry.shape),
-                "data_offsets": [entry.start, entry.stop],
-            }
-        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        return struct.pack("<Q", len(text)) + text
-
-
-def plan_layout(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Layout:
-    """Lay out tensors as a safetensors file.
-
-    Args:
-        weights: Name to tensor; a DTensor counts with its full shape.
-        dtype: What wider floating-point tensors are stored as; None stores all as they are.
-
-    Raises:
-        ArgumentError: If a tensor can't be stored; names its key.
-    """
-    for name, value in weights.items():
-        _check_storable(name, value)
-    ties = find_ties(weights)
-    types = {name: _stored_as(value, dtype) for name, value in weights.items() if name not in ties}
-    entries: dict[str, Entry] = {}
-    start = 0
-    for name in sorted(types, key=lambda name: (-types[name].itemsize, name)):
-        stop = start + weights[name].numel() * types[name].itemsize
-        entries[name] = Entry(types[name], tuple(weights[name].shape), start, stop)
-        start = stop
-    return Layout(entries, ties)
-
-
-def find_ties(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names whose tensors are the same memory as an earlier name's: name to the earlier one."""
-    first: dict[tuple[object, ...], str] = {}
-    ties: dict[str, str] = {}
-    for name, value in weights.items():
-        local = value.to_local() if isinstance(value, DTensor) else value
-        if local.numel() == 0:
-            continue
-        place = (local.device, local.data_ptr(), local.dtype, tuple(local.shape), local.stride(), tuple(value.shape))
-        if place in first:
-            ties[name] = first[place]
-        else:
-            first[place] = name
-    return ties
 
 
 def is_sharded(weights: Mapping[str, Tensor]) -> bool:
@@ -228,13 +126,6 @@ class HostCopy:
             return self._sha256
 
 
-def read_ties(data: bytes) -> dict[str, str]:
-    """The tied names that a safetensors file's header tells: name to the name under which it is stored."""
-    (length,) = struct.unpack("<Q", data[:8])
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get(_METADATA, {})
-    return dict(metadata)
-
-
 def join_gathering(weights: Mapping[str, Tensor], layout: Layout) -> None:
     """What the other ranks do while one fills its copy from sharded weights."""
     for name in layout.entries:
@@ -268,23 +159,6 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return _side_streams[device]
 
 
-def _stored_as(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    narrower = dtype is not None and value.is_floating_point() and value.dtype.itemsize > dtype.itemsize
-    return dtype if narrower and dtype is not None else value.dtype
-
-
 def _as_integers(value: Tensor) -> Tensor:
     """The same memory as integers of the same width: NaN equals itself."""
     return value.view(_INTEGERS[value.itemsize])
-
-
-def _check_storable(name: str, value: Tensor) -> None:
-    if torch.nn.parameter.is_lazy(value):
-        raise ArgumentError(f"{name!r} has no shape yet: the lazy module was not run before its weights were taken.")
-    if value.is_meta or value.layout != torch.strided or value.dtype not in _CODES:
-        kind = "on the meta device" if value.is_meta else f"{value.layout}, {value.dtype}"
-        raise ArgumentError(
-            f"{name!r} can't be stored in a safetensors file ({kind}). Name a part without it with submodule='...'."
-        )
-    if name == _METADATA or not is_text(name):
-        raise ArgumentError(f"A tensor can't be called {shown(name)} in a safetensors file; rename it.")

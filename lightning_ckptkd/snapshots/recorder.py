@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lightning_ckptkd.errors import CkptKDError, SnapshotError
-from lightning_ckptkd.snapshots.host_copy import HostCopy, Layout
+from lightning_ckptkd.snapshots.host_copy import HostCopy
+from lightning_ckptkd.snapshots.layout import Layout
 from lightning_ckptkd.snapshots.retention import Retention
 from lightning_ckptkd.snapshots.store import SnapshotStore
 

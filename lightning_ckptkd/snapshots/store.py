@@ -12,14 +12,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 from typing_extensions import Self
 
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.folders import Folder, open_folder
-from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout, read_ties
+from lightning_ckptkd.snapshots.host_copy import HostCopy
+from lightning_ckptkd.snapshots.layout import plan_layout, read_tensors
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot
 from lightning_ckptkd.snapshots.retention import Retention
 
@@ -198,11 +198,9 @@ class SnapshotStore:
         """
         data = self._read_verified(snapshot)
         try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(data)
-            tensors.update({name: tensors[stored] for name, stored in read_ties(data).items()})
+            return read_tensors(data)
         except Exception as error:  # the library's error type is not part of its interface
             raise SnapshotError(f"{self.folder / snapshot.file} is not a safetensors file: {error}.") from error
-        return tensors
 
     def verify(self, snapshot: Snapshot) -> None:
         """Check that a snapshot's file is whole, without making tensors of it.

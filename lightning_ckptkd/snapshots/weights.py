@@ -15,6 +15,25 @@ _COMPILED = "_orig_mod."  # torch.compile wraps a module and puts this before it
 _PARALLEL = "module."  # so do these two
 _PARALLEL_TYPES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _NAMES_SHOWN = 5
+# Types whose values isfinite does not tell: the bits that are NaN, under a mask. None of them has an infinity.
+_NAN_BITS = {
+    torch.float8_e4m3fn: (0x7F, 0x7F),
+    torch.float8_e4m3fnuz: (0xFF, 0x80),
+    torch.float8_e5m2fnuz: (0xFF, 0x80),
+    torch.float8_e8m0fnu: (0xFF, 0xFF),
+}
+_ALL_FINITE = torch.float4_e2m1fn_x2
+
+
+class Unread:
+    """In a state dict that was read from a file: a value that is no plain tensor and was not made.
+
+    Args:
+        kind: What it is.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
 
 
 def get_submodule(module: nn.Module, path: str | None, argument: str) -> nn.Module:
@@ -85,8 +104,9 @@ def select_weights(
             continue
         name = name[len(prefix) :]
         if not isinstance(value, Tensor):
+            kind = value.kind if isinstance(value, Unread) else type(value).__name__
             raise ArgumentError(
-                f"The state dict holds {type(value).__name__} at {key!r}; only tensors can be harvested. "
+                f"The state dict holds {kind} at {key!r}; only tensors can be harvested. "
                 "Name the network alone with submodule='...'."
             )
         if name in weights:
@@ -124,10 +144,16 @@ def _unwrap(key: str, wrappers: Sequence[str]) -> str:
 
 def find_non_finite(weights: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity, or None."""
-    for name, value in weights.items():
-        if (value.is_floating_point() or value.is_complex()) and not bool(torch.isfinite(value).all()):
-            return name
-    return None
+    return next((name for name, value in weights.items() if not _is_finite(value)), None)
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.dtype in _NAN_BITS:
+        mask, nan = _NAN_BITS[value.dtype]
+        return not bool((value.view(torch.uint8) & mask == nan).any())
+    if value.dtype == _ALL_FINITE or not (value.is_floating_point() or value.is_complex()):
+        return True
+    return bool(torch.isfinite(value).all())
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, argument: str = "teacher") -> None:
@@ -140,7 +166,8 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, argum
         argument: The argument that the skeleton came from, for messages.
 
     Raises:
-        TeacherError: If keys or shapes differ; names the file, the first keys that differ and the remedy.
+        TeacherError: If keys or shapes differ, or a type is float4, which torch does not convert;
+            names the file, the first keys that differ and the remedy.
     """
     expected = module_weights(module)
     missing = [name for name in expected if name not in weights]
@@ -150,11 +177,16 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, argum
         for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
-    if missing or extra or reshaped:
+    retyped = [
+        f"{name} is of {weights[name].dtype} in the file, of {value.dtype} in the module"
+        for name, value in expected.items()
+        if name in weights and weights[name].dtype != value.dtype and _ALL_FINITE in (weights[name].dtype, value.dtype)
+    ]
+    if missing or extra or reshaped or retyped:
         differences = [
             f"{title}: {', '.join(items[:_NAMES_SHOWN])}{' …' if len(items) > _NAMES_SHOWN else ''}"
             for title, items in (
-                ("shapes differ", reshaped),
+                ("shapes or types differ" if retyped else "shapes differ", [*reshaped, *retyped]),
                 ("missing in the file", missing),
                 ("extra", extra),
             )

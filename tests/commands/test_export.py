@@ -153,9 +153,12 @@ def bad_checkpoints(root: Path) -> dict[str, tuple[Any, str]]:
     """Name of a file to what torch.save puts there (bytes as they are), and the error."""
     state = {"student.weight": torch.ones(3)}
     return {
-        "no.ckpt": (b"no checkpoint", r"no\.ckpt can't be read with weights_only=True"),
-        "empty.ckpt": (b"", r"empty\.ckpt can't be read with weights_only=True"),
-        "code.ckpt": ({"state_dict": state, "hyper": Tied}, r"code\.ckpt can't be read with weights_only=True"),
+        "no.ckpt": (
+            b"no checkpoint",
+            r"no\.ckpt can't be read as a checkpoint: .*Nothing in it was run\. Give a \.ckpt",
+        ),
+        "empty.ckpt": (b"", r"empty\.ckpt can't be read as a checkpoint: its pickle is cut off"),
+        "code.ckpt": ({"state_dict": {"student.a": Tied}}, r"holds tests\.test_export\.Tied at 'student\.a'"),
         "plain.pt": (state, r"plain\.pt is not a Lightning checkpoint: it has no 'state_dict'\. Give a \.ckpt"),
         "other.ckpt": (
             {"state_dict": {"net.student.weight": torch.ones(3), "students.bias": torch.ones(3)}},
@@ -182,8 +185,8 @@ def test_what_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     message = {
         "folder.ckpt": r"folder\.ckpt is a folder, as sharded .* -m lightning.*consolidate_checkpoint .*folder\.ckpt`",
-        "pipe.ckpt": r"pipe\.ckpt is missing, or no regular file",
-        "missing.ckpt": r"missing\.ckpt is missing, or no regular file: give a \.ckpt file",
+        "pipe.ckpt": r"pipe\.ckpt is no regular file: give",
+        "missing.ckpt": r"missing\.ckpt can't be opened: No such file or directory\. Give a \.ckpt file",
     }.get(name)
     if name == "folder.ckpt":
         path.mkdir()

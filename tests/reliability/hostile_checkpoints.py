@@ -1,8 +1,12 @@
-"""Checkpoints that hold code, lie about their size or are none: each is refused, and nothing else happens."""
+"""Checkpoints that hold code, lie about their size or are none: no code runs, and nothing else happens.
+
+Those whose weights are plain tensors are taken over, whatever else they hold; the others are refused.
+"""
 
 from __future__ import annotations
 
 import builtins
+import codecs
 import contextlib
 import ctypes
 import importlib
@@ -12,6 +16,7 @@ import operator
 import os
 import pickle
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,6 +24,7 @@ import tarfile
 import time
 import timeit
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,19 +41,24 @@ from tests.reliability.harvests import scratch_folder
 
 
 class _Hostile(NamedTuple):
-    """A hostile checkpoint; ``event`` is how the audit event of its code begins, None where it holds none."""
+    """A hostile checkpoint.
+
+    ``event`` is how the audit event of its code begins, None where it holds none; ``taken`` says whether its weights
+    are plain tensors all the same.
+    """
 
     kind: str
     content: bytes
     event: str | None = None
+    taken: bool = False
 
 
 def hostile_checkpoints(count: int, seed: int = 0) -> dict[str, Any]:
     """Take over ``count`` different hostile checkpoints, then load those that hold code without the guard.
 
     Raises:
-        AssertionError: If one was not refused, or did anything but open itself, or if code did not run without the
-            guard; names the trial.
+        AssertionError: If one did anything but open itself (and, where its weights are plain, become a snapshot), if
+            one without plain weights was not refused, or if code did not run without the guard; names the trial.
     """
     with scratch_folder() as scratch:
         source, target, mark = (Path(scratch) / name for name in ("checkpoints", "harvest", "mark"))
@@ -56,50 +67,67 @@ def hostile_checkpoints(count: int, seed: int = 0) -> dict[str, Any]:
         valid = _saved()
         path.write_bytes(valid)
         harvest_checkpoints(source, Path(scratch) / "warm", progress=False)  # what is imported on first use is by now
-        watch = Watch(partial(_describe_effect, str(path), set()))
-        slowest, hostiles = 0.0, _draw_checkpoints(count, seed, valid, mark)
+        codecs.lookup("cp437")  # zipfile's for names that are not marked as UTF-8
+        watch = Watch(partial(_describe_effect, str(path), str(target)))
+        unguarded = Watch(partial(_describe_effect, str(path), ""))
+        with watch:
+            harvest_checkpoints(source, target, progress=False)
+        usual = set(watch.noted)  # what writing a harvest does, of the weights alone
+        shutil.rmtree(target)
+        slowest, taken, hostiles = 0.0, 0, _draw_checkpoints(count, seed, valid, mark)
         for trial, hostile in enumerate(hostiles):
             what = f"seed {seed}, trial {trial}, {hostile.kind}"
             path.write_bytes(hostile.content)
             start = time.perf_counter()
             try:
                 with watch:
-                    harvest_checkpoints(source, target, progress=False)
+                    store = harvest_checkpoints(source, target, progress=False)
             except (SnapshotError, ArgumentError):
-                slowest = max(slowest, time.perf_counter() - start)
+                assert not hostile.taken, f"{what} was refused"
             except Exception as error:
                 raise AssertionError(f"{what}: {error!r}") from error
             else:
-                raise AssertionError(f"{what} was taken over")
-            effects = [*watch.noted, *(str(made) for made in (mark, target) if made.exists())]
-            assert not effects, f"{what}: {effects}"
+                assert hostile.taken, f"{what} was taken over"
+                (weight,) = store.load(store.snapshots[0]).values()
+                assert torch.equal(weight, torch.ones(2)), f"{what}: {weight}"
+                taken += 1
+            slowest = max(slowest, time.perf_counter() - start)
+            noted = [effect for effect in watch.noted if not hostile.taken or effect not in usual]
+            effects = [*noted, *(str(made) for made in (mark, target) if made.exists() and not hostile.taken)]
+            assert not effects and not mark.exists(), f"{what}: {effects}"
+            shutil.rmtree(target, ignore_errors=True)
         executing = [hostile for hostile in hostiles if hostile.event is not None]
         for hostile in executing:
-            noted = _load_unguarded(path, hostile.content, watch)
+            noted = _load_unguarded(path, hostile.content, unguarded)
             executed = any(f"{effect} ".startswith(f"{hostile.event} ") for effect in noted)
             assert executed, f"seed {seed}: {hostile.kind} ran nothing without the guard: {noted}"
             sys.modules.pop(_UNUSED_MODULE, None)  # so that the next can do it once more
             with contextlib.suppress(FileNotFoundError):
                 (mark.rmdir if mark.is_dir() else mark.unlink)()
-        noted = _load_unguarded(path, valid, watch)
+        noted = _load_unguarded(path, valid, unguarded)
         assert not any(effect.startswith(_EXECUTION) for effect in noted), noted
-    return {"trials": count, "refused": count, "executing": len(executing), "slowest_seconds": slowest}
+    return {
+        "trials": count,
+        "refused": count - taken,
+        "taken": taken,
+        "executing": len(executing),
+        "slowest_seconds": slowest,
+    }
 
 
 _HARMLESS = frozenset(("builtins.id", "pathlib.Path.glob", "os.listdir", "os.scandir", "glob.glob", "sys._getframe"))
 _EXECUTION = ("os.system", "subprocess.Popen", "exec", "compile", "os.mkdir", "ctypes.dlopen", "function.__new__")
 
 
-def _describe_effect(path: str, temporary: set[str], event: str, arguments: tuple[Any, ...]) -> str | None:
-    """Any audit event but those of reading one file, and of a temporary folder that torch makes."""
+def _describe_effect(path: str, target: str, event: str, arguments: tuple[Any, ...]) -> str | None:
+    """Any audit event but those of reading one file, and of files in the harvest's folder."""
     first = str(arguments[0]) if arguments else ""
-    if event == "tempfile.mkdtemp":  # of a file that may be an old tar
-        temporary.add(first)
-        return None
     reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if event in _HARMLESS or (reads and first == path):
+    if event in _HARMLESS or (reads and isinstance(arguments[0], int)):  # of what is open already
         return None
-    if first in temporary and (reads or event in ("os.mkdir", "os.rmdir", "shutil.rmtree")):
+    if reads and first == path:
+        return None
+    if target and Path(first).is_relative_to(Path(target)) and event in ("open", "os.mkdir", "os.rename", "os.listdir"):
         return None
     return " ".join(map(str, (event, *arguments)))[:500]
 
@@ -113,13 +141,15 @@ def _load_unguarded(path: Path, content: bytes, watch: Watch) -> list[str]:
 
 
 def _draw_checkpoints(count: int, seed: int, valid: bytes, mark: Path) -> list[_Hostile]:
-    """As many different checkpoints; two of three hold code."""
+    """As many different checkpoints; three of four hold code."""
     drawn: dict[bytes, _Hostile] = {}
     rng = random.Random(seed)
     gadgets = _gadgets(mark)
     while len(drawn) < count:
-        turn, kind = divmod(len(drawn), 3)
-        if kind == 2:
+        turn, kind = divmod(len(drawn), 4)
+        if kind == 3:
+            hostile = _beside(*gadgets[turn % len(gadgets)], rng)
+        elif kind == 2:
             hostile = _inert(turn, valid, rng)
         elif kind == 1:
             hostile = _assembled(turn, rng)
@@ -195,6 +225,32 @@ def _reduced(name: str, event: str, payload: object, rng: random.Random) -> _Hos
     return _Hostile(kind, _CONTAINERS[container](pickle.dumps(document, protocol)), event)
 
 
+def _beside(name: str, event: str, payload: object, rng: random.Random) -> _Hostile:
+    """Code beside plain weights, as torch.save writes it."""
+    number, protocol = rng.randrange(2**62), rng.randrange(2, 6)
+    places: dict[str, dict[str, Any]] = {
+        "hyper-parameter": {"hyper_parameters": {"lr": [payload], "n": number}},
+        "callback": {"callbacks": {"ModelCheckpoint": {"monitor": "loss", "current_score": payload, "n": number}}},
+        "key": {"callbacks": {payload: number}},
+        "optimizer": {"optimizer_states": [{"state": {0: payload, 1: number}}]},
+        "version": {"pytorch-lightning_version": payload, "n": number},
+        "attribute": {"state_dict": _With({"a": torch.ones(2)}, {"_metadata": payload, "n": number})},
+    }
+    place = rng.choice(list(places))
+    kind = f"{name} as {place} beside weights, protocol {protocol}"
+    return _Hostile(kind, _saved(protocol=protocol, **places[place]), event, taken=True)
+
+
+class _With:
+    """Pickles as an OrderedDict with attributes."""
+
+    def __init__(self, items: dict[str, Any], state: dict[str, Any]) -> None:
+        self.reduced = OrderedDict, (), state, None, iter(items.items())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
 def _assembled(turn: int, rng: random.Random) -> _Hostile:
     """Code by opcodes that pickle reads but hardly writes."""
     module, name, argument, event = rng.choice(
@@ -251,10 +307,10 @@ def _document(weights: object, **others: object) -> dict[str, object]:
     return {"state_dict": weights, "epoch": 0, "global_step": 1, **others}
 
 
-def _saved(**others: object) -> bytes:
+def _saved(protocol: int = 2, **others: object) -> bytes:
     """A checkpoint that is valid but for what is given."""
     file = io.BytesIO()
-    torch.save(_document({"a": torch.ones(2)}, **others), file)
+    torch.save({**_document({"a": torch.ones(2)}), **others}, file, pickle_protocol=protocol)
     return file.getvalue()
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd import ArgumentError, SnapshotError, SnapshotStore
-from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout
+from lightning_ckptkd.snapshots.host_copy import HostCopy
+from lightning_ckptkd.snapshots.layout import plan_layout
 from lightning_ckptkd.snapshots.weights import load_into, module_weights
 from tests.projects import Project
 
@@ -44,7 +45,9 @@ STATE_DICTS = {
     "bf16": lambda: module_weights(Project().bfloat16()),
     "fp64 and complex": lambda: {"a": torch.randn(3, dtype=torch.float64), "b": torch.randn(2, dtype=torch.complex64)},
     "integers": lambda: {str(kind): torch.tensor([1, 0, 3]).to(kind) for kind in INTEGERS},
-    "float8": lambda: {"a": torch.randn(5).to(torch.float8_e4m3fn), "b": torch.randn(3).to(torch.float8_e5m2)},
+    "float8 and float4": lambda: {str(kind): EVERY_BYTE.view(kind) for kind in NARROW},
+    "float8 not contiguous": lambda: {str(kind): EVERY_BYTE.view(16, 16).T.view(kind) for kind in NARROW},
+    "float4 scalars and empty": lambda: {"e": EVERY_BYTE[:0].view(0, 4).view(FLOAT4), "f": EVERY_BYTE.view(FLOAT4)[:1]},
     "not contiguous": lambda: {
         "t": torch.randn(4, 6).T,
         "strided": torch.randn(9)[::2],
@@ -59,6 +62,11 @@ STATE_DICTS = {
 INTEGERS = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64
 )  # fmt: skip
+FLOAT4 = torch.float4_e2m1fn_x2
+NARROW = (
+    torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu, FLOAT4
+)  # fmt: skip
+EVERY_BYTE = torch.arange(256, dtype=torch.int32).to(torch.uint8)
 
 
 @pytest.mark.parametrize("kind", STATE_DICTS)
@@ -72,15 +80,28 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", STATE_DICTS)
-def test_the_file_is_what_the_safetensors_library_reads(kind: str) -> None:
+def test_the_file_is_what_the_safetensors_library_reads(tmp_path: Path, kind: str) -> None:
     weights = STATE_DICTS[kind]()
-    read = safetensors.torch.load(b"".join(copy_of(weights).parts()))
+    (tmp_path / "file").write_bytes(b"".join(copy_of(weights).parts()))
+    read = safetensors.torch.load_file(tmp_path / "file")
     assert {name: bits(value) for name, value in read.items()} == {name: bits(weights[name]) for name in read}
+    assert {name: value.shape for name, value in read.items()} == {name: weights[name].shape for name in read}
 
 
-def test_the_file_is_byte_for_byte_what_the_library_writes() -> None:
-    weights = {name: value.contiguous() for name, value in module_weights(Project()).items()}
+@pytest.mark.parametrize("kind", ["plain", "bf16", "integers", "float8 and float4", "not contiguous", "every type"])
+def test_the_file_is_byte_for_byte_what_the_library_writes(kind: str) -> None:
+    if kind == "every type":
+        wider = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64)
+        kinds = {**dict.fromkeys(wider), **dict.fromkeys(INTEGERS), **dict.fromkeys(NARROW)}
+        weights = {f"{name}.{kind}": torch.arange(16, dtype=torch.uint8).view(kind) for kind in kinds for name in "ba"}
+    else:
+        weights = {name: value.contiguous().clone() for name, value in STATE_DICTS[kind]().items()}
     assert b"".join(copy_of(weights).parts()) == safetensors.torch.save(weights)
+
+
+def test_a_scalar_of_float4_is_refused_by_name() -> None:
+    with pytest.raises(ArgumentError, match=r"'a' can't be stored in a safetensors file: it is a scalar of .*float4"):
+        plan_layout({"a": EVERY_BYTE[0].view(FLOAT4)})
 
 
 def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, SnapshotError, SnapshotStore
-from lightning_ckptkd.export import export_student
+from lightning_ckptkd.commands.export import export_student
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.snapshots.folders import open_folder
 from lightning_ckptkd.snapshots.folders.objects import Objects

@@ -9,7 +9,8 @@ import torch
 
 from lightning_ckptkd import SnapshotError, SnapshotStore
 from lightning_ckptkd.snapshots.folders import LocalFolder
-from lightning_ckptkd.snapshots.host_copy import HostCopy, plan_layout
+from lightning_ckptkd.snapshots.host_copy import HostCopy
+from lightning_ckptkd.snapshots.layout import plan_layout
 from lightning_ckptkd.snapshots.recorder import Recorder
 
 WEIGHTS = {"a": torch.arange(1000.0)}

@@ -66,6 +66,32 @@ def test_find_non_finite() -> None:
     assert find_non_finite({"c": torch.tensor([complex(0, float("nan"))])}) == "c"
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu],
+)
+def test_find_non_finite_in_float8(kind: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(kind)
+    finite = torch.isfinite(every.float())
+    assert 0 < int((~finite).sum()) < 10
+    for value, is_finite in zip(every, finite, strict=True):
+        assert find_non_finite({"a": every[:1], "b": value}) == (None if is_finite else "b")
+
+
+def test_float4_is_always_finite_and_loaded_into_float4_alone() -> None:
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float4_e2m1fn_x2)
+    assert find_non_finite({"a": every}) is None
+    module = nn.Module()
+    module.register_buffer("a", torch.zeros(256, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))
+    load_into(module, {"a": every}, "x")
+    assert torch.equal(module.a.view(torch.uint8), every.view(torch.uint8))
+    module.a = torch.zeros(256)
+    with pytest.raises(
+        TeacherError, match=r"a is of torch\.float4_e2m1fn_x2 in the file, of torch\.float32 in the mod"
+    ):
+        load_into(module, {"a": every}, "x")
+
+
 def test_load_into_names_what_differs() -> None:
     given = Project(num_classes=5).state_dict()
     with pytest.raises(
