@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
-from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of
+from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of, selected_task
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
+
+
+@dataclass(frozen=True)
+class LoadedTeachers:
+    """What :func:`load_teachers` gives.
+
+    Attributes:
+        ensemble: M teachers.
+        snapshots: Theirs.
+        weights: What each counts, shape (M,); None: the same.
+        tasks: Harvest to the task that its selection read the targets as, where one chose.
+    """
+
+    ensemble: TeacherEnsemble
+    snapshots: tuple[Snapshot, ...]
+    weights: Tensor | None
+    tasks: dict[str, str]
 
 
 def pair_harvests(
@@ -52,7 +70,7 @@ def load_teachers(
     *,
     submodule: str | None = None,
     logits_key: str | int | None = None,
-) -> tuple[TeacherEnsemble, list[Snapshot], Tensor | None]:
+) -> LoadedTeachers:
     """The chosen snapshots of each harvest as one ensemble, in the order of the harvests.
 
     Args:
@@ -63,9 +81,6 @@ def load_teachers(
         submodule: Part of the snapshots' weights to load.
         logits_key: Where the logits are in a teacher's output.
 
-    Returns:
-        The ensemble of M teachers, their snapshots, and their weights, shape (M,), or None.
-
     Raises:
         ArgumentError: If the choice or the weights can't be used.
         SnapshotError: If a file is missing, damaged or hostile.
@@ -75,6 +90,7 @@ def load_teachers(
     names: list[str] = []
     chosen: list[Snapshot] = []
     scores: list[float | None] = []
+    tasks: dict[str, str] = {}
     for folder, teacher in harvests.items():
         store = SnapshotStore.open(folder)
         own = choose_teachers(store, choice)
@@ -84,5 +100,8 @@ def load_teachers(
         members += loaded.members
         names += [name if len(harvests) == 1 else f"{folder}: {name}" for name in loaded.names]
         chosen += own
+        task = selected_task(store, choice)
+        if task is not None:
+            tasks[folder] = task
     counts = None if weights is None else check_weights(scores or weights, len(chosen))
-    return TeacherEnsemble(members, names, logits_key), chosen, counts
+    return LoadedTeachers(TeacherEnsemble(members, names, logits_key), tuple(chosen), counts, tasks)
