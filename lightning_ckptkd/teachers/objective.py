@@ -119,7 +119,10 @@ class Objective:
             self.task = infer_task(student, targets, self._ignore_index)
         task = self.task
         self._panel.check_task(task)
-        task.check(student, targets, f"the student ({student_name})")
+        try:
+            task.check(student, targets, f"the student ({student_name})")
+        except ArgumentError as error:  # a task knows only the teachers' option by name
+            raise ArgumentError(str(error).replace(" logits_key", " student_logits_key")) from None
         if teachers is not None and teachers.shape[1:] != student.shape:
             task.check(teachers[0], targets, "a teacher")
             own, theirs = task.flatten(student).shape, task.flatten(teachers, 1).shape[1:]
@@ -180,11 +183,16 @@ class Objective:
         loss = self.task.hard_loss(rows.student, rows.targets)
         if rows.targets.is_floating_point():
             return loss
-        return torch.where((rows.targets == self.task.ignore_index).all(), torch.zeros_like(loss), loss)
+        return torch.where(self._ignored(rows).all(), torch.zeros_like(loss), loss)
+
+    def _ignored(self, rows: Rows) -> Tensor:
+        assert self.task is not None, "rows() comes first"
+        index: int | None = self.task.ignore_index
+        return torch.zeros_like(rows.targets, dtype=torch.bool) if index is None else rows.targets == index
 
     def _check_targets(self, rows: Rows) -> None:
         assert self.task is not None, "rows() comes first"
-        ignored = rows.targets == self.task.ignore_index
+        ignored = self._ignored(rows)
         if bool(ignored.all()):
             return  # of one batch: teachers need no targets
         self.task.check_targets(rows.targets, rows.student.shape[-1])

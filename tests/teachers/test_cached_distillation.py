@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_ckptkd import ArgumentError, CacheError, DistillationModule, TeacherCache
 from lightning_ckptkd.commands.cli import main
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers import Route, TeacherEnsemble
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
@@ -55,9 +56,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = TeacherEnsemble.__call__
 
-    def counted(self: TeacherEnsemble, inputs: Tensor, which: Any = None) -> Tensor:
-        found.append(len(inputs))
-        return real(self, inputs, which)
+    def counted(self: TeacherEnsemble, batch: Batch, which: Any = None) -> Tensor:
+        found.append(len(batch))
+        return real(self, batch, which)
 
     monkeypatch.setattr(TeacherEnsemble, "__call__", counted)
     return found
