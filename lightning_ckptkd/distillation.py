@@ -59,12 +59,11 @@ class DistillationModule(MovedOptions, LightningModule):
 
     Under ModelParallelStrategy the student is sharded as one unit by FSDP2's ``fully_shard``, over the data-parallel
     ranks; a subclass that overrides ``configure_model`` shards it itself. A student may be compiled: checkpoints name
-    its weights as without ``torch.compile``, and load into either. Teachers run in the Trainer's precision: under
-    autocast with its ``*-mixed`` ones, and in the student's type with ``*-true`` ones.
+    its weights as without ``torch.compile``, and load into either. Teachers run in the Trainer's precision.
 
-    Logged: ``train_loss``, and for validation and test ``{val,test}_loss``, the task's metrics of the student
-    (``_acc``), ``_agreement`` (share of rows on which student and ensemble agree) and, once, the first metric of the
-    ensemble (``_teacher_acc``). Where the harvest is gone, the student's metrics alone.
+    Logged: ``train_loss``, and for validation and test ``_loss``, the task's metrics of the student (``_acc``),
+    ``_agreement`` (share of rows on which student and ensemble agree) and, once, the first metric of the ensemble
+    (``_teacher_acc``). Where the harvest is gone, the student's metrics alone.
 
     Args:
         student: The network to train; it returns logits.
@@ -83,11 +82,10 @@ class DistillationModule(MovedOptions, LightningModule):
         cache: Run the teachers once, not once an epoch, and keep their logits on disk; see :class:`TeacherCache`.
         mix: ``Mixup`` or ``CutMix``, for the training batches. Live teachers see the mixed samples; the cache has their
             logits on the samples themselves, so that with it the loss must be ``KDLoss`` or ``MSELoss``.
-        feature_matching: Match the student's features with the teachers' too; see :class:`FeatureMatching`. The
-            teachers then run for them also where ``alpha`` is 1, and always in the plain loop. Adds
-            ``train_feature_loss`` to the log, and the projectors to the module's parameters and checkpoints.
-        schedule: Which teachers a step learns from, and in which epochs, one of
-            :mod:`lightning_ckptkd.teachers.schedules`; None: all, always.
+        feature_matching: Match the student's features with the teachers' too; see :class:`FeatureMatching`. Teachers
+            then run also where ``alpha`` is 1, always in the plain loop. Adds ``train_feature_loss`` to the log, and
+            the projectors to the module's parameters and checkpoints.
+        schedule: Which of :mod:`lightning_ckptkd.teachers.schedules` says who teaches when; None: all, always.
         teacher_weights: What each teacher counts, in the order of the choice; ``score``: its score in
             ``selection.json`` (of a single harvest); None: all the same.
         submodule: Part of the snapshots' weights to load, where ``teacher`` is only a part of what was harvested.
@@ -104,9 +102,9 @@ class DistillationModule(MovedOptions, LightningModule):
         ArgumentError: If an option can't be used; before training starts, if one does not suit the teachers; at the
             first batch, if outputs and targets are not the task's.
         SnapshotError: Before training starts, if a file is missing, damaged or hostile.
-        TeacherError: Before training starts, if a snapshot does not fit ``teacher``, or a resumed run had others; at the
-            first batch, if student and teachers have different numbers of classes; if a teacher gives NaN or infinity
-            (on a GPU that is looked for in the first batch of each epoch).
+        TeacherError: Before training starts, if a snapshot does not fit ``teacher``, or a resumed run had others; at
+            the first batch, if student and teachers have different numbers of classes; if a teacher gives NaN or
+            infinity (looked for on a GPU in the first batch of each epoch).
     """
 
     moved_options: ClassVar = {
@@ -146,24 +144,12 @@ class DistillationModule(MovedOptions, LightningModule):
         super().__init__()
         if mix is not None and cache is not None:
             check_cached_mix(kd_loss)
-        self.panel = TeacherPanel(
-            snapshots,
-            teacher,
-            choice,
-            teacher_weights,
-            submodule=submodule,
-            logits_key=logits_key,
-            schedule=schedule,
-            acceleration=acceleration,
-            cache=cache,
-            feature_matching=feature_matching,
-        )
+        options = submodule, logits_key, schedule, acceleration, cache, feature_matching
+        self.panel = TeacherPanel(snapshots, teacher, choice, teacher_weights, *options)
         self.objective = Objective(self.panel, alpha, temperature, kd_loss, task, ignore_index)
         self.evaluation = Evaluation(self.panel, self.objective)
-        objects = [
-            name for name, value in (("acceleration", acceleration), ("task", task)) if not isinstance(value, str)
-        ]
-        self.save_hyperparameters(ignore=[*_OBJECTS, *objects])
+        either = {"acceleration": acceleration, "task": task}  # a name or an object
+        self.save_hyperparameters(ignore=[*_OBJECTS, *(name for name in either if not isinstance(either[name], str))])
         # a Path among the hyper-parameters, also one that a subclass was given, would bar weights_only loading
         self.hparams["snapshots"] = self.panel.where
         self.student = student
@@ -202,6 +188,7 @@ class DistillationModule(MovedOptions, LightningModule):
             self.panel.features.refuse_averaging(self._trainer)
         if stage != "predict":
             self.panel.load(self.student, self.device, fitting=stage == "fit")
+            self.objective.check_selected()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of, selected_task
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
@@ -29,6 +29,28 @@ class LoadedTeachers:
     snapshots: tuple[Snapshot, ...]
     weights: Tensor | None
     tasks: dict[str, str]
+
+
+def check_same_teachers(
+    saved: Sequence[Mapping[str, str]], own: Sequence[Mapping[str, str]], where: str | Sequence[str]
+) -> None:
+    """Check that a resumed run has the teachers that it had, in whichever order.
+
+    Args:
+        saved: File and SHA-256 of each, of the checkpoint.
+        own: The same of the run.
+        where: The run's harvest, or several.
+
+    Raises:
+        TeacherError: If they are others.
+    """
+    hashes = [sorted(item["sha256"] for item in files) for files in (saved, own)]
+    if hashes[0] != hashes[1]:
+        names = [[item["file"] for item in files] for files in (saved, own)]
+        raise TeacherError(
+            f"The checkpoint's run learnt from {names[0]}, this one would from {names[1]} of {where}. Select the same "
+            "snapshots again, name their epochs with choice=, or start a new run."
+        )
 
 
 def pair_harvests(

@@ -118,7 +118,7 @@ class Objective:
         if self.task is None:
             self.task = infer_task(student, targets, self._ignore_index)
         task = self.task
-        self._panel.check_task(task)
+        self.check_selected()
         try:
             task.check(student, targets, f"the student ({student_name})")
         except ArgumentError as error:  # a task knows only the teachers' option by name
@@ -138,6 +138,20 @@ class Objective:
                     "theirs."
                 )
         return task.rows(student, teachers, targets)
+
+    def check_selected(self) -> None:
+        """Check that the student reads its targets as the selection did that chose its teachers, where both are known.
+
+        Raises:
+            ArgumentError: If it does not; names both tasks.
+        """
+        own = None if self.task is None else self.task.name
+        for folder, name in self._panel.tasks.items():
+            if own not in (None, name):
+                raise ArgumentError(
+                    f"task: the student reads its targets as {own!r}, but the teachers of {folder} were selected by "
+                    f"{name!r}. Give DistillationModule(task={name!r}), or select again with task={own!r}."
+                )
 
     def check_values(self, rows: Rows, live: Tensor | None = None, places: Sequence[int] = ()) -> None:
         """Check the values of targets and of logits; on a GPU of the first batch of an epoch only, since it waits.

@@ -14,14 +14,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ckptkd.errors import ArgumentError, SnapshotError, TeacherError
-from lightning_ckptkd.tasks.base import Task
+from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers.calibration import Acceleration, calibrate
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath, dtype_of
 from lightning_ckptkd.teachers.feature_matcher import FeatureMatcher, StepFeatures
 from lightning_ckptkd.teachers.feature_matching import FeatureMatching
-from lightning_ckptkd.teachers.loading import load_teachers, pair_harvests
+from lightning_ckptkd.teachers.loading import check_same_teachers, load_teachers, pair_harvests
 from lightning_ckptkd.teachers.logit_checks import check_finite, pick
 from lightning_ckptkd.teachers.schedules import AllTeachers, TeacherSchedule
 from lightning_ckptkd.teachers.teacher_cache import TeacherCache, describe_network, train_on_cache
@@ -54,6 +53,7 @@ class TeacherPanel:
         schedule: Which teach when.
         where: The harvest's folder, or a list of several.
         is_weighted: Whether they count differently.
+        tasks: Harvest to the task that its selection read the targets as, where one chose the teachers.
 
     Raises:
         ArgumentError: If the arguments don't go together.
@@ -65,7 +65,6 @@ class TeacherPanel:
         teacher: nn.Module | Sequence[nn.Module],
         choice: str | Sequence[int] | None = None,
         weights: Sequence[float] | str | None = None,
-        *,
         submodule: str | None = None,
         logits_key: str | int | None = None,
         schedule: TeacherSchedule | None = None,
@@ -91,7 +90,7 @@ class TeacherPanel:
         self._files: list[dict[str, str]] = []
         self._epochs: list[int] = []
         self._weights: Tensor | None = None
-        self._tasks: dict[str, str] = {}
+        self.tasks: dict[str, str] = {}
         self._network = ""
         self._path: TeacherPath | None = None  # None until they are calibrated
         self._known_path: TeacherPath | None = None
@@ -126,7 +125,7 @@ class TeacherPanel:
                 raise
             rank_zero_warn(f"The student is evaluated without its teachers, who can't be read: {error}")
             return
-        self._weights, self._tasks = loaded.weights, loaded.tasks
+        self._weights, self.tasks = loaded.weights, loaded.tasks
         self._files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in loaded.snapshots]
         self._epochs = [snapshot.epoch for snapshot in loaded.snapshots]
         self.schedule.check(self._epochs)
@@ -143,19 +142,6 @@ class TeacherPanel:
         """Put the teachers on a device, in the student's type; nothing happens where they are already there."""
         if self.ensemble is not None:
             self.ensemble.to(device, dtype_of(student))
-
-    def check_task(self, task: Task) -> None:
-        """Check that the student reads its targets as the selection did.
-
-        Raises:
-            ArgumentError: If it does not; names both tasks.
-        """
-        for folder, name in self._tasks.items():
-            if name != task.name:
-                raise ArgumentError(
-                    f"task: the student reads its targets as {task.name!r}, but the teachers of {folder} were selected "
-                    f"by {name!r}. Give DistillationModule(task={name!r}), or select again with task={task.name!r}."
-                )
 
     def train_on_cache(self, trainer: Trainer, read: Callable[[Any], Batch], student: nn.Module) -> None:
         """Where there is a cache, fill it and let the training dataloader give its logits; on every rank.
@@ -269,12 +255,7 @@ class TeacherPanel:
         if saved is None:
             return
         theirs, own = ([item["sha256"] for item in files] for files in (saved, self._files))
-        if sorted(theirs) != sorted(own):
-            names = [[item["file"] for item in files] for files in (saved, self._files)]
-            raise TeacherError(
-                f"The checkpoint's run learnt from {names[0]}, this one would from {names[1]} of {self.where}. Select "
-                "the same snapshots again, name their epochs with choice=, or start a new run."
-            )
+        check_same_teachers(saved, self._files, self.where)
         self.features.check_resumed(checkpoint, theirs, own)
         if _PATH_KEY in checkpoint:  # a path that is timed anew could be another one, with other last digits
             self._known_path = TeacherPath(**checkpoint[_PATH_KEY])
