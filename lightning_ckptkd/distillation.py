@@ -169,7 +169,7 @@ class DistillationModule(MovedOptions, LightningModule):
 
     def unpack_batch(self, batch: Any) -> tuple[Any, Any]:
         """Inputs and targets of one batch; override it where the options can't say which they are."""
-        read = self._reader(batch)
+        read = self._reader(batch[0] if isinstance(batch, CachedBatch) else batch)  # which is refused
         return read.inputs, read.targets
 
     @override

@@ -66,7 +66,8 @@ class _Parser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Of an option that has moved, say where it went."""
-        DistillationModule.refuse_moved(re.findall(r"Option '(\w+)' is not accepted", message))
+        if self.exit_on_error:  # else it is of a parser within, whose errors this one puts together
+            DistillationModule.refuse_moved(re.findall(r"Option '(\w+)' is not accepted", message))
         super().error(message, ex)
 
 

@@ -51,6 +51,7 @@ class TeacherPanel:
         ensemble: The teachers; None until they are loaded, or where the harvest is gone.
         features: What is matched.
         schedule: Which teach when.
+        acceleration: How they may run.
         where: The harvest's folder, or a list of several.
         is_weighted: Whether they count differently.
         tasks: Harvest to the task that its selection read the targets as, where one chose the teachers.
@@ -85,7 +86,7 @@ class TeacherPanel:
         self._load = partial(load_teachers, harvests, choice, weights, submodule=submodule, logits_key=logits_key)
         self.schedule = AllTeachers() if schedule is None else schedule
         # folding and compiling change what layers give
-        self._acceleration = Acceleration.of(acceleration) if feature_matching is None else Acceleration("none")
+        self.acceleration = Acceleration.of(acceleration) if feature_matching is None else Acceleration("none")
         self._cache = cache
         self._files: list[dict[str, str]] = []
         self._epochs: list[int] = []
@@ -195,7 +196,7 @@ class TeacherPanel:
         """Find the fastest way to run the teachers on so many batches like this one."""
         assert self.ensemble is not None, "load() comes first"
         ahead = batches if math.isfinite(batches) else 0
-        found = calibrate(self.ensemble, batch, self._acceleration, batches=ahead, known=self._known_path)
+        found = calibrate(self.ensemble, batch, self.acceleration, batches=ahead, known=self._known_path)
         self._path = found.path
         rank_zero_info(found.describe(self.ensemble))
 
