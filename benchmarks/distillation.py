@@ -40,8 +40,9 @@ from typing_extensions import override
 from benchmarks.distillation_accuracy import Study, accuracy_rows, views_rows
 from benchmarks.rows import Row, make_table
 from lightning_ckptkd import DistillationModule, SnapshotStore, TeacherCache
-from lightning_ckptkd.tasks.legacy import inputs_and_labels
-from lightning_ckptkd.teachers import CacheKey, LogitCache, TeacherEnsemble, Views, calibrate, fill
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.reading import BatchReader
+from lightning_ckptkd.teachers import Acceleration, CacheKey, LogitCache, TeacherEnsemble, Views, calibrate, fill
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 from lightning_ckptkd.zoo.images import crop_and_flip, to_tensor
 
@@ -49,7 +50,7 @@ RESULTS = Path(__file__).parent / "results" / "distillation.json"
 COSTS, STUDIES = ("uncached", "epoch", "fill", "memory"), ("accuracy", "views")
 TEACHERS, VIEWS, BATCH_SIZE, SIDE, CLASSES = 4, 4, 128, 28, 10
 EPOCH_BATCHES, FILL_BATCHES = 20, 8
-WAYS: dict[str, dict[str, Any]] = {"exact": {}, "compiled": {"acceleration": "compile"}, "bf16": {"bf16": True}}
+WAYS = {"exact": Acceleration(), "compiled": Acceleration("compile"), "bf16": Acceleration(bf16=True)}
 WAY_TARGETS = {"compiled": 0.65, "exact": 0.65, "bf16": 0.5}
 EPOCH_TARGET, FILL_TARGET, MEMORY_TARGET = 1.05, 1.1, 1.1
 TRAININGS = ("plain", "cached", "filling")
@@ -139,6 +140,7 @@ def uncached(folder: Path, device: torch.device, rounds: int, workers: int) -> l
     torch.manual_seed(2)
     inputs = torch.randn(BATCH_SIZE, 1, SIDE, SIDE, device=device)
     labels = torch.randint(CLASSES, (BATCH_SIZE,), device=device)
+    batch = Batch(inputs, labels)
     network = student().to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
 
@@ -159,11 +161,11 @@ def uncached(folder: Path, device: torch.device, rounds: int, workers: int) -> l
         warnings.simplefilter("ignore")  # the table tells which ways were not taken
         for name, how in WAYS.items():
             found = ensemble(device)
-            calibration = calibrate(found, inputs, **how)
-            difference = float((found(inputs) - loop()).abs().max() / loop().abs().max())
+            calibration = calibrate(found, batch, how)
+            difference = float((found(batch) - loop()).abs().max() / loop().abs().max())
             ways = [way for way, on in vars(calibration.path).items() if on]
             notes[name] = f"{', '.join(ways)}; logits differ by {difference:.0e} of the largest"
-            runs[name] = partial(found, inputs)
+            runs[name] = partial(found, batch)
     seconds = in_turn(runs, rounds, device, 1 if device.type == "cpu" else 50)
     rows = [ratio_row("plain loop of teachers / plain step of the student", seconds["loop"], seconds["step"])]
     for name, note in notes.items():
@@ -197,20 +199,21 @@ def filling(folder: Path, device: torch.device, rounds: int, workers: int) -> li
     data = loader(FILL_BATCHES, workers)
     assert isinstance(data.dataset, Digits)
     teachers = ensemble(device)
-    calibrate(teachers, inputs_and_labels(next(iter(data)))[0].to(device))
+    read = BatchReader()
+    calibrate(teachers, read(next(iter(data))).to(device))
     views = Views(data.dataset, VIEWS, seed=0)
     key = CacheKey(tuple(teachers.names), len(data.dataset), (), VIEWS)
     folders = iter(range(rounds + 1))
 
     def bare() -> None:
         for _ in range(VIEWS):
-            for images, _labels in data:
-                teachers(images.to(device, non_blocking=True)).cpu()
+            for batch in data:
+                teachers(read(batch).to(device)).cpu()
 
     def filled() -> None:
         cache = LogitCache.open(folder / str(next(folders)), key)
         options: dict[str, Any] = {"num_workers": workers, "device": device, "progress": False}
-        fill(cache, views, teachers, inputs_and_labels, data.collate_fn, batch_size=BATCH_SIZE, **options)
+        fill(cache, views, teachers, read, data.collate_fn, batch_size=BATCH_SIZE, **options)
         cache.verify()
 
     seconds = in_turn({"bare": bare, "filled": filled}, rounds, device, 1)

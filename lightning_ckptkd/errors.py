@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from typing_extensions import Self
 
 _NAMES_SHOWN = 5
 
@@ -37,3 +40,33 @@ def near_names(name: str, names: Iterable[str]) -> str:
     known = [known for known in names if known]
     near = difflib.get_close_matches(name, known, n=_NAMES_SHOWN, cutoff=0.4) or known[-_NAMES_SHOWN:]
     return ", ".join(repr(item) for item in near) or "none"
+
+
+class MovedOptions:
+    """A class of which some options belong to another object by now: giving one is an error that says to which.
+
+    Attributes:
+        moved_options: Name to where it went and what to give there.
+    """
+
+    moved_options: ClassVar[Mapping[str, str]] = {}
+
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        """Look at the options; the rest is ``__init__``'s.
+
+        Raises:
+            ArgumentError: If one has moved.
+        """
+        cls.refuse_moved(options)
+        return super().__new__(cls)
+
+    @classmethod
+    def refuse_moved(cls, names: Iterable[str]) -> None:
+        """Refuse options that have moved.
+
+        Raises:
+            ArgumentError: Names the first of them and its new place.
+        """
+        for name in names:
+            if name in cls.moved_options:
+                raise ArgumentError(f"{name} is no option of {cls.__name__} any more: {cls.moved_options[name]}.")

@@ -20,7 +20,8 @@ from lightning_ckptkd import (
     TeacherError,
 )
 from lightning_ckptkd.losses import DKDLoss, KDLoss, MSELoss
-from lightning_ckptkd.teachers import Progressive, RandomTeacher, Route, calibration
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.teachers import AllTeachers, Progressive, RandomTeacher, Route, calibration
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
 
 
@@ -69,7 +70,7 @@ def test_the_loss_is_the_papers(selected: Path) -> None:
     module.setup("fit")
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     x, y = digits(0, 32).tensors
-    logits, mean = module.student(x), module.teachers(x).mean(0)
+    logits, mean = module.student(x), module.teachers(Batch(x)).mean(0)
     p = torch.softmax(mean / 4, 1)
     kl = (p * (p.log() - torch.log_softmax(logits / 4, 1))).sum(1).mean()
     expected = 0.3 * F.cross_entropy(logits, y) + 0.7 * 16 * kl
@@ -105,7 +106,7 @@ def test_logged_numbers_are_right_and_the_teachers_accuracy_comes_once(tmp_path:
     module = distil(tmp_path, selected, Watch(), optimizer=sgd)
     assert ["val_teacher_acc" in metrics for metrics in seen] == [True, False]
     x, y = digits(1000, 1200).tensors
-    consensus = module.teachers(x).mean(0).argmax(1)
+    consensus = module.teachers(Batch(x)).mean(0).argmax(1)
     found = module.eval()(x).argmax(1)
     assert seen[0]["val_teacher_acc"] == pytest.approx(float((consensus == y).float().mean()))
     assert seen[1]["val_acc"] == pytest.approx(float((found == y).float().mean()))
@@ -116,7 +117,7 @@ def test_the_student_learns_from_the_teachers(tmp_path: Path, selected: Path) ->
     x = digits(0, 900).tensors[0]
 
     def agreement(module: DistillationModule) -> float:
-        return float((module.eval()(x).argmax(1) == module.teachers(x).mean(0).argmax(1)).float().mean())
+        return float((module.eval()(x).argmax(1) == module.teachers(Batch(x)).mean(0).argmax(1)).float().mean())
 
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=1e-2)
@@ -218,8 +219,8 @@ class Seen(Callback):
         ({}, [[0, 1, 2]] * 8),
         ({"schedule": Progressive()}, [[1]] * 3 + [[2]] * 3 + [[0]] * 2),
         ({"schedule": Route({0: 2, 1: 3})}, [[2]] * 4 + [[0]] * 4),
-        ({"kd_from_epoch": 1}, [[]] * 4 + [[0, 1, 2]] * 4),
-        ({"kd_until_epoch": 1, "schedule": Route({0: 1})}, [[1]] * 4 + [[]] * 4),
+        ({"schedule": AllTeachers(from_epoch=1)}, [[]] * 4 + [[0, 1, 2]] * 4),
+        ({"schedule": Route({0: 1}, until_epoch=1)}, [[1]] * 4 + [[]] * 4),
         ({"schedule": RandomTeacher(3)}, None),
     ],
 )
@@ -258,7 +259,7 @@ def test_weights_of_the_teachers(tmp_path: Path, harvest: Path) -> None:
         module.setup("fit")
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         assert module.teachers is not None
-        logits = module.teachers(x)
+        logits = module.teachers(Batch(x))
         mean = (logits * torch.tensor(counts)[:, None, None]).sum(0) / sum(counts)
         torch.testing.assert_close(module.training_step((x, y), 0), KDLoss(5.0)(module.student(x), mean))
     for wrong in ([1.0], [1.0, -1.0], [0.0, 0.0], "best", [1.0, float("nan")]):
@@ -285,12 +286,12 @@ def test_teachers_of_several_harvests_and_architectures(tmp_path: Path, harvest:
     )
     assert module.teachers is not None
     assert module.teachers.names == [f"{harvest}: epoch 3 (step 112)", f"{tmp_path / 'other'}: epoch 3 (step 1)"]
-    logits = module.teachers(x)
+    logits = module.teachers(Batch(x))
     torch.testing.assert_close(logits[1], linear(x))
     one = DistillationModule(student(), Project(), harvest, choice=[3])
     one.setup("fit")
     assert one.teachers is not None
-    torch.testing.assert_close(logits[:1], one.teachers(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[:1], one.teachers(Batch(x)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -328,14 +329,15 @@ def test_any_function_is_a_loss(harvest: Path) -> None:
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         assert module.teachers is not None
         logits = module.student(x)
-        expected = 0.25 * F.cross_entropy(logits, y) + 0.75 * loss(logits, module.teachers(x), y)
+        expected = 0.25 * F.cross_entropy(logits, y) + 0.75 * loss(logits, module.teachers(Batch(x)), y)
         torch.testing.assert_close(module.training_step((x, y), 0), expected)
 
 
 @pytest.mark.parametrize("epochs", [(-1, None), (2, 2), (3, 1)])
 def test_epochs_with_teachers_that_can_not_be(epochs: tuple[int, int | None]) -> None:
-    with pytest.raises(ArgumentError, match=r"kd_from_epoch=.* should be 0 or more and before kd_until_epoch"):
-        DistillationModule(student(), Project(), "x", kd_from_epoch=epochs[0], kd_until_epoch=epochs[1])
+    for schedule in (AllTeachers, RandomTeacher, Progressive, lambda **options: Route({0: 1}, **options)):
+        with pytest.raises(ArgumentError, match=r"from_epoch=.* should be 0 or more and before until_epoch"):
+            schedule(from_epoch=epochs[0], until_epoch=epochs[1])
 
 
 def test_resuming_with_other_teachers_is_refused(tmp_path: Path, selected: Path) -> None:
@@ -429,7 +431,7 @@ class Training(Callback):
         ({"teacher": Project().classifier}, TeacherError, r"give submodule='classifier'"),
         ({"student": student(7)}, TeacherError, r"The student has 7 classes and the teachers .*have 10"),
         ({"num_sanity_val_steps": 0, "student": student(7)}, TeacherError, "The student has 7 classes"),
-        ({"student": nn.Flatten(0)}, ArgumentError, "those of Flatten have"),
+        ({"student": nn.Flatten(0)}, ArgumentError, r"those of the student \(Flatten\) have"),
     ],
 )
 def test_what_does_not_fit_fails_before_a_step(

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
 from lightning_ckptkd import DistillationModule, SnapshotError, TeacherCache, export_student
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers import RandomTeacher
 from tests.processes import sharded_student
 from tests.processes.two_ranks import network
@@ -183,8 +184,8 @@ def test_precisions(tmp_path: Path, harvest: Path, precision: str, weights: torc
     for mine, whole in zip(module.teachers.members, untouched.teachers.members, strict=True):
         expected = {name: v.to(weights) if v.is_floating_point() else v for name, v in whole.state_dict().items()}
         assert_same(mine.state_dict(), expected)
-    exact = untouched.teachers(x)
-    rounded = module.teachers(x.to(weights)).float()
+    exact = untouched.teachers(Batch(x))
+    rounded = module.teachers(Batch(x.to(weights))).float()
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03 * float(exact.abs().max()))
     if weights == torch.float32:
         assert torch.equal(rounded, exact)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -22,6 +23,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.commands.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.commands.export import export_student
+from lightning_ckptkd.distillation import DistillationModule
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.selector import MISelector, first_loader
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
@@ -60,6 +62,13 @@ class _Parser(LightningArgumentParser):
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         self.commands = super().add_subcommands(*args, **kwargs)
         return self.commands
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Of an option that has moved, say where it went."""
+        if self.exit_on_error:  # else it is of a parser within, whose errors this one puts together
+            DistillationModule.refuse_moved(re.findall(r"Option '(\w+)' is not accepted", message))
+        super().error(message, ex)
 
 
 class _Finished(Exception):  # noqa: N818 - not an error: a command without a Trainer is done

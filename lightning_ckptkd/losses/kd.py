@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_ckptkd.losses.arguments import tempered_pair
+from lightning_ckptkd.losses.arguments import logit_pair, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
+
+_CANCELS_ABOVE = 10.0  # temperature from which on float32 leaves too little of a sum whose terms cancel
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     r"""T^2 * KL(softmax(t / T) || softmax(s / T)), the mean over samples, in nats.
 
-    T^2 keeps the gradient's size independent of T. Computed in float32 at least, also under autocast.
+    T^2 keeps the gradient's size independent of T. Computed in float32 at least, also under autocast. Above T = 10 the
+    value is summed in a form that does not cancel, with the gradient of the usual one.
 
     Args:
         student_logits: s, shape (N, K).
@@ -30,7 +34,20 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     divergence = F.kl_div(
         F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1), reduction="batchmean", log_target=True
     )
+    if temperature > _CANCELS_ABOVE:
+        exact = _divergence(*logit_pair(student_logits.detach(), teacher_logits.detach()), temperature)
+        exact = torch.where(exact.isfinite(), exact, divergence)  # logits so far apart that exp overflows do not cancel
+        divergence = divergence + (exact - divergence).detach()
     return divergence * temperature**2
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(p || q) as the mean over samples of sum_k p_k (e^u_k - 1 - u_k), u = log(q / p): no term is negative."""
+    difference = (student - teacher) / temperature
+    p = F.softmax(teacher / temperature, dim=1)
+    u = difference - torch.log1p((p * torch.expm1(difference)).sum(1, keepdim=True))
+    series = u * u * (1 / 2 + u * (1 / 6 + u * (1 / 24 + u * (1 / 120 + u / 720))))
+    return (p * torch.where(u.abs() < 0.1, series, torch.expm1(u) - u)).sum(1).mean()
 
 
 class KDLoss(LogitLoss):

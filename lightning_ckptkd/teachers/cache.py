@@ -13,18 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_ckptkd.errors import ArgumentError, CacheError, SnapshotError, TeacherError
-from lightning_ckptkd.snapshots.fields import Fields
+from lightning_ckptkd.errors import ArgumentError, CacheError, TeacherError
 from lightning_ckptkd.snapshots.folders import LocalFolder, open_folder, run_tag
+from lightning_ckptkd.teachers.cache_index import INDEX_NAME, index_document, read_index
 from lightning_ckptkd.teachers.cache_key import CacheKey
-from lightning_ckptkd.teachers.chunk_file import ChunkSpec, chunk_parts, map_verified, read_classes
+from lightning_ckptkd.teachers.chunk_file import ChunkSpec, Shape, chunk_parts, map_verified, read_shape
+from lightning_ckptkd.teachers.logit_checks import name_place
 from lightning_ckptkd.teachers.logit_codec import decode, encode
 
 #: Items a chunk.
 CHUNK = 4096
-
-INDEX_NAME = "cache.json"
-_FORMAT, _VERSION = "lightning_ckptkd.logit_cache", 1
 
 
 class LogitCache:
@@ -44,7 +42,7 @@ class LogitCache:
     def __init__(self, folder: LocalFolder, key: CacheKey, chunk_items: int) -> None:
         self._folder, self.key, self.chunk_items = folder, key, chunk_items
         self._digest = key.digest()
-        self._classes: int | None = None
+        self._shape: Shape | None = None
         self._tag: str | None = None  # marks this process's temporary files, while it fills
         self._chunks: list[dict[str, NDArray[Any]]] | None = None
 
@@ -67,7 +65,7 @@ class LogitCache:
         if not isinstance(place, LocalFolder):
             raise ArgumentError(f"{folder}: a cache of logits is mapped into memory. Give a local folder.")
         if place.exists(INDEX_NAME):
-            chunk_items = _read_index(place, key)
+            chunk_items = read_index(place, key)
         return cls(place, key, chunk_items)
 
     @property
@@ -76,15 +74,15 @@ class LogitCache:
         return -(-self.key.num_items // self.chunk_items)
 
     @property
-    def num_classes(self) -> int:
-        """K, which is known as soon as there is a chunk.
+    def shape(self) -> Shape:
+        """Of one sample's logits by one teacher, such as (K,); it is known as soon as there is a chunk.
 
         Raises:
             CacheError: If there is none yet.
         """
-        if self._classes is None:
+        if self._shape is None:
             raise CacheError(f"{self._folder} has no chunk yet. Fill it first.")
-        return self._classes
+        return self._shape
 
     def items(self, chunk: int) -> range:
         """The items of a chunk."""
@@ -101,7 +99,7 @@ class LogitCache:
         missing = []
         for chunk in range(rank, self.num_chunks, num_ranks):
             if self._folder.exists(self._name(chunk)):
-                self._set_classes(read_classes(self._path(chunk), self._spec(chunk)), chunk)
+                self._set_shape(read_shape(self._path(chunk), self._spec(chunk)), chunk)
             else:
                 missing.append(chunk)
         return missing
@@ -120,7 +118,7 @@ class LogitCache:
         lock.make()
         with lock.lock(self._digest):
             if self._folder.exists(INDEX_NAME):
-                self.chunk_items = _read_index(self._folder, self.key)
+                self.chunk_items = read_index(self._folder, self.key)
             self._tag = run_tag(f"{self._digest} {rank}")
             self._folder.clean(self._tag, lambda _: False)
             try:
@@ -133,7 +131,7 @@ class LogitCache:
 
         Args:
             chunk: Its number.
-            logits: Shape (rows, M, K), where the rows are ``items(chunk)``.
+            logits: Shape (rows, M, K), or (rows, M, ...), where the rows are ``items(chunk)``.
             checksums: Shape (rows,): the items' samples.
 
         Raises:
@@ -144,7 +142,7 @@ class LogitCache:
         if self._tag is None:
             raise ArgumentError("A cache is written within `with cache.filling(rank):`, which keeps others out.")
         items, teachers = self.items(chunk), len(self.key.teachers)
-        fits = logits.dim() == 3 and logits.shape[:2] == (len(items), teachers) and logits.shape[2] > 0
+        fits = logits.dim() >= 2 and logits.shape[:2] == (len(items), teachers) and logits.numel() > 0
         if not fits or checksums.shape != (len(items),):
             raise ArgumentError(
                 f"Chunk {chunk} needs logits ({len(items)}, {teachers}, K) and checksums ({len(items)},), got "
@@ -153,11 +151,12 @@ class LogitCache:
         logits = logits.detach().to("cpu", torch.float32)
         self._check_finite(items, logits)
         tensors = encode(logits, self.key.dtype, self.key.top_k)
-        self._set_classes(logits.shape[2], chunk)
+        shape = tuple(logits.shape[2:])
+        self._set_shape(shape, chunk)
         tensors = {"checksums": checksums.to("cpu", torch.long), **tensors}
-        parts = chunk_parts(self._spec(chunk), logits.shape[2], tensors)
+        parts = chunk_parts(self._spec(chunk), shape, tensors)
         if not self._folder.exists(INDEX_NAME):
-            self._folder.write_json(INDEX_NAME, self._index(), self._tag)
+            self._folder.write_json(INDEX_NAME, index_document(self.key, self.chunk_items), self._tag)
         self._folder.write(self._name(chunk), parts, self._tag)
         self._chunks = None
 
@@ -170,8 +169,8 @@ class LogitCache:
         self._chunks = None
         chunks = []
         for chunk in range(self.num_chunks):
-            classes, tensors = map_verified(self._path(chunk), self._spec(chunk))
-            self._set_classes(classes, chunk)
+            shape, tensors = map_verified(self._path(chunk), self._spec(chunk))
+            self._set_shape(shape, chunk)
             chunks.append(tensors)
         self._chunks = chunks
 
@@ -184,7 +183,7 @@ class LogitCache:
                 compares nothing.
 
         Returns:
-            fp32 on the CPU, shape (M, B, K).
+            fp32 on the CPU, shape (M, B, K), or (M, B, ...).
 
         Raises:
             ArgumentError: If an item is not in the cache.
@@ -194,7 +193,7 @@ class LogitCache:
         found = self._gather(items, names)
         if checksums is not None:
             self._compare(items, found["checksums"], checksums)
-        return decode(found, self.num_classes)
+        return decode(found, self.shape)
 
     def _compare(self, items: Tensor, cached: Tensor, checksums: Tensor) -> None:
         wrong = (cached != checksums.cpu()).nonzero()
@@ -232,30 +231,25 @@ class LogitCache:
     def _check_finite(self, items: range, logits: Tensor) -> None:
         wrong = (~logits.isfinite()).nonzero()
         if len(wrong):
-            row, teacher, label = wrong[0].tolist()
+            row, teacher, *place = wrong[0].tolist()
             sample, view = divmod(items[row], self.key.views)
             raise TeacherError(
-                f"Teacher {teacher} (SHA-256 {self.key.teachers[teacher][:16]}…) gives {logits[row, teacher, label]} "
-                f"for class {label} of item {items[row]} (sample {sample}, view {view}). Choose another teacher, or "
-                "mend the sample."
+                f"Teacher {teacher} (SHA-256 {self.key.teachers[teacher][:16]}…) gives "
+                f"{logits[(row, teacher, *place)]} for {name_place(place)} of item {items[row]} (sample {sample}, view "
+                f"{view}). Choose another teacher, or mend the sample."
             )
 
-    def _set_classes(self, classes: int, chunk: int) -> None:
-        if self._classes is None:
-            self._classes = classes
-        elif self._classes != classes:
+    def _set_shape(self, shape: Shape, chunk: int) -> None:
+        if self._shape is None:
+            self._shape = shape
+        elif self._shape != shape:
+            found, others = (
+                f"{one[0]} classes" if len(one) == 1 else f"logits of the shape {one}" for one in (shape, self._shape)
+            )
             raise CacheError(
-                f"{self._path(chunk)} has {classes} classes and others have {self._classes}: the teachers' network "
-                f"changed. Delete {self._folder}; it is filled again."
+                f"{self._path(chunk)} has {found} and others have {others}: the teachers' network or the samples' "
+                f"shapes changed. Delete {self._folder}; it is filled again."
             )
-
-    def _index(self) -> dict[str, Any]:
-        return {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "chunk_items": self.chunk_items,
-            "key": self.key.document(),
-        }
 
     def _name(self, chunk: int) -> str:
         return f"chunk-{chunk:06d}.safetensors"
@@ -266,25 +260,3 @@ class LogitCache:
     def _spec(self, chunk: int) -> ChunkSpec:
         key = self.key
         return ChunkSpec(self._digest, chunk, len(self.items(chunk)), len(key.teachers), key.dtype, key.top_k)
-
-
-def _read_index(folder: LocalFolder, key: CacheKey) -> int:
-    """Items a chunk, of a cache that must be for this key."""
-    try:
-        fields = Fields(folder.read_json(INDEX_NAME), folder / INDEX_NAME)
-        fields.header(_FORMAT, _VERSION)
-        chunk_items, cached = fields.natural("chunk_items"), fields.plain("key")
-    except SnapshotError as error:
-        raise CacheError(
-            f"The index of a cache of logits can't be used: {error} Delete the folder {folder}, and it is filled "
-            "again, or give another."
-        ) from error
-    differences = key.differences(cached)
-    if differences:
-        raise CacheError(
-            f"{folder} holds the logits of something else ({'; '.join(differences)}). Nothing was changed there. Give "
-            "another folder for this cache, or delete that one."
-        )
-    if chunk_items < 1:
-        raise CacheError(f"{folder / INDEX_NAME} says chunks of {chunk_items} items. Delete the folder {folder}.")
-    return chunk_items

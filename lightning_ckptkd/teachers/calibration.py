@@ -11,13 +11,47 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError, near_names
-from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath, is_close
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath, device_of, is_images
+from lightning_ckptkd.teachers.logit_checks import is_close
 
 ACCELERATIONS = ("auto", "compile", "none")
 EXACT, ROUGH = 1e-5, 1e-2  # differences from the plain loop that are allowed, as a share of the largest logit
 _COMPILE_WORTH = 600.0  # seconds of teachers' time ahead from which on compiling is tried
 _CLEARLY = 0.97  # a way is taken where it needs at most this share of the time of the best before
 _REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How teachers may run.
+
+    Attributes:
+        mode: ``auto`` times on the first batch what gives the plain loop's logits to 1e-5 (BatchNorm folded, channels
+            last, compiled code where ten minutes of their time are ahead) and keeps the fastest; ``compile`` compiles
+            in any case; ``none`` is the plain loop.
+        bf16: Whether they may run in bfloat16 too, where that is faster and gives their logits to 1e-2.
+
+    Raises:
+        ArgumentError: If the mode is unknown.
+    """
+
+    mode: str = "auto"
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ACCELERATIONS:
+            near = near_names(str(self.mode), ACCELERATIONS)
+            raise ArgumentError(f"acceleration={self.mode!r} is unknown. Near names: {near}.")
+
+    @classmethod
+    def of(cls, option: str | Acceleration) -> Acceleration:
+        """An option's value, which may be the mode alone.
+
+        Raises:
+            ArgumentError: If the mode is unknown.
+        """
+        return option if isinstance(option, Acceleration) else cls(option)
 
 
 @dataclass(frozen=True)
@@ -45,23 +79,14 @@ class Calibration:
         return f"{line}: {share:.2f} of the plain loop's time ({milliseconds})"
 
 
-def check_acceleration(acceleration: str) -> None:
-    """Check an option's value.
-
-    Raises:
-        ArgumentError: If it is unknown.
-    """
-    if acceleration not in ACCELERATIONS:
-        near = near_names(acceleration, ACCELERATIONS)
-        raise ArgumentError(f"acceleration={acceleration!r} is unknown. Near names: {near}.")
+_AUTO = Acceleration()
 
 
 def calibrate(
     ensemble: TeacherEnsemble,
-    inputs: Tensor,
-    acceleration: str = "auto",
+    batch: Batch,
+    acceleration: Acceleration = _AUTO,
     *,
-    bf16: bool = False,
     batches: float = 0,
     known: TeacherPath | None = None,
 ) -> Calibration:
@@ -73,68 +98,66 @@ def calibrate(
 
     Args:
         ensemble: Is changed in place.
-        inputs: A batch, shape (N, ...), on the ensemble's device.
-        acceleration: ``none`` leaves the plain loop; ``auto`` compiles only where ten minutes of teachers' time are
-            ahead; ``compile`` in any case.
-        bf16: Whether bfloat16 may be tried.
+        batch: On the ensemble's device.
+        acceleration: What may be tried.
         batches: How many are ahead.
         known: The path that a run before took.
     """
-    if acceleration == "none":
+    if acceleration.mode == "none":
         return Calibration(TeacherPath())
-    reference = ensemble(inputs)
+    reference = ensemble(batch)
     if not bool(reference.isfinite().all()):  # nothing compares equal to NaN
         return Calibration(TeacherPath())
     if known is not None or torch.are_deterministic_algorithms_enabled():
-        wanted = known if known is not None else TeacherPath(folded=True, bf16=bf16)
-        _follow(ensemble, inputs, wanted, reference)
+        wanted = known if known is not None else TeacherPath(folded=True, bf16=acceleration.bf16)
+        _follow(ensemble, batch, wanted, reference)
         return Calibration(ensemble.path)
-    plain = _seconds(ensemble, inputs)
-    _fold(ensemble, inputs)
-    best = _seconds(ensemble, inputs)
-    if inputs.dim() == 4:
-        best = _try(ensemble, inputs, best, reference, channels_last=True)
-    if acceleration == "compile" or best * batches > _COMPILE_WORTH:
-        best = _compile(ensemble, inputs, best, reference)
-    if bf16:
-        best = _try(ensemble, inputs, best, reference, bf16=True)
+    plain = _seconds(ensemble, batch)
+    _fold(ensemble, batch)
+    best = _seconds(ensemble, batch)
+    if is_images(batch):
+        best = _try(ensemble, batch, best, reference, channels_last=True)
+    if acceleration.mode == "compile" or best * batches > _COMPILE_WORTH:
+        best = _compile(ensemble, batch, best, reference)
+    if acceleration.bf16:
+        best = _try(ensemble, batch, best, reference, bf16=True)
     return Calibration(ensemble.path, plain, best)
 
 
-def _follow(ensemble: TeacherEnsemble, inputs: Tensor, path: TeacherPath, reference: Tensor) -> None:
+def _follow(ensemble: TeacherEnsemble, batch: Batch, path: TeacherPath, reference: Tensor) -> None:
     if path.folded:
-        _fold(ensemble, inputs)
+        _fold(ensemble, batch)
     ensemble.take(channels_last=path.channels_last, bf16=path.bf16)
     if path.compiled:
-        _compile(ensemble, inputs, float("inf"), reference)
+        _compile(ensemble, batch, float("inf"), reference)
 
 
-def _fold(ensemble: TeacherEnsemble, inputs: Tensor) -> None:
+def _fold(ensemble: TeacherEnsemble, batch: Batch) -> None:
     if any(p.dtype in (torch.bfloat16, torch.float16) for member in ensemble.members for p in member.parameters()):
         return  # weights of three digits can't be multiplied with others and stay exact
-    if not ensemble.fold(inputs, EXACT):
+    if not ensemble.fold(batch, EXACT):
         rank_zero_warn(
             "BatchNorm can't be folded into the layers before it in some teachers, since their logits would change. "
             "They run as they are."
         )
 
 
-def _try(ensemble: TeacherEnsemble, inputs: Tensor, best: float, reference: Tensor, **change: bool) -> float:
-    rough = change.get("bf16", False) or torch.is_autocast_enabled(inputs.device.type)
+def _try(ensemble: TeacherEnsemble, batch: Batch, best: float, reference: Tensor, **change: bool) -> float:
+    rough = change.get("bf16", False) or torch.is_autocast_enabled(device_of(batch).type)
     before = {name: getattr(ensemble.path, name) for name in change}
     ensemble.take(**change)
-    seconds = _seconds(ensemble, inputs)
-    if seconds <= _CLEARLY * best and is_close(ensemble(inputs), reference, ROUGH if rough else EXACT):
+    seconds = _seconds(ensemble, batch)
+    if seconds <= _CLEARLY * best and is_close(ensemble(batch), reference, ROUGH if rough else EXACT):
         return seconds
     ensemble.take(**before)
     return best
 
 
-def _compile(ensemble: TeacherEnsemble, inputs: Tensor, best: float, reference: Tensor) -> float:
+def _compile(ensemble: TeacherEnsemble, batch: Batch, best: float, reference: Tensor) -> float:
     try:
-        ensemble.compile(inputs)
-        seconds = _seconds(ensemble, inputs)
-        if seconds <= _CLEARLY * best and is_close(ensemble(inputs), reference, EXACT):
+        ensemble.compile(batch)
+        seconds = _seconds(ensemble, batch)
+        if seconds <= _CLEARLY * best and is_close(ensemble(batch), reference, EXACT):
             return seconds
     except Exception as error:  # of whatever kind: a network that can't be compiled is no reason to stop
         rank_zero_warn(f"The teachers can't be compiled and run without: {type(error).__name__}: {str(error)[:500]}")
@@ -142,14 +165,15 @@ def _compile(ensemble: TeacherEnsemble, inputs: Tensor, best: float, reference: 
     return best
 
 
-def _seconds(run: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
+def _seconds(run: Callable[[Batch], Tensor], batch: Batch) -> float:
     """The shortest of some runs after a first one."""
     found = []
+    device = device_of(batch)
     for _ in range(_REPEATS + 1):
-        _wait(inputs.device)
+        _wait(device)
         start = time.perf_counter()
-        run(inputs)
-        _wait(inputs.device)
+        run(batch)
+        _wait(device)
         found.append(time.perf_counter() - start)
     return min(found[1:])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -65,6 +65,23 @@ def scores_of(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[float | 
     """
     scores = {candidate.file: candidate.score for candidate in Selection.read(store).candidates}
     return [scores.get(snapshot.file) for snapshot in chosen]
+
+
+def selected_task(store: SnapshotStore, choice: str | Sequence[int] | None) -> str | None:
+    """The task that the selection read its targets as; None where no selection chooses, or it does not say.
+
+    Args:
+        store: The harvest.
+        choice: As :func:`choose_teachers` has it.
+
+    Raises:
+        SnapshotError: If ``selection.json`` can't be trusted.
+    """
+    if choice not in (None, "selected") or not store.folder.exists(SELECTION_NAME):
+        return None
+    task = Selection.read(store).settings.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def check_weights(weights: Sequence[float | None] | str, count: int) -> Tensor:

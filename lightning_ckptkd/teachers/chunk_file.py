@@ -25,14 +25,20 @@ from lightning_ckptkd.snapshots.folders import Part
 from lightning_ckptkd.teachers.logit_codec import Layout, stored_layout
 
 _CODES = {torch.float16: "F16", torch.float32: "F32", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
-_SHA256, _CLASSES = re.compile(r"[0-9a-f]{64}"), re.compile(r"[1-9][0-9]{0,9}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SCALAR = "none"  # written for logits of shape (), one number a sample
+_SHAPE = re.compile(rf"{_SCALAR}|[1-9][0-9]{{0,9}}(x[1-9][0-9]{{0,9}}){{0,7}}")
 _MAX_HEADER_BYTES = 2**16
 _BLOCK_BYTES = 2**20
 
 
+Shape = tuple[int, ...]
+"""Of one sample's logits by one teacher: (K,) of classes; any other."""
+
+
 @dataclass(frozen=True)
 class ChunkSpec:
-    """All that decides a chunk's header but for the number of classes and the hash.
+    """All that decides a chunk's header but for the shape of one sample's logits and the hash.
 
     Attributes:
         key: Hash of the cache's key.
@@ -50,45 +56,46 @@ class ChunkSpec:
     dtype: str
     top_k: int | None
 
-    def layout(self, classes: int) -> Layout:
+    def layout(self, shape: Shape) -> Layout:
         """Name to type and shape of the file's tensors, the widest types first, so that each is aligned."""
-        stored = stored_layout(self.rows, self.teachers, classes, self.dtype, self.top_k)
+        stored = stored_layout(self.rows, self.teachers, shape, self.dtype, self.top_k)
         layout: Layout = {"checksums": (torch.int64, (self.rows,)), **stored}
         return dict(sorted(layout.items(), key=lambda entry: -entry[1][0].itemsize))
 
-    def header(self, classes: int, sha256: str) -> tuple[bytes, int]:
+    def header(self, shape: Shape, sha256: str) -> tuple[bytes, int]:
         """The file's first part, as safetensors has it, and the number of bytes that follow."""
-        metadata = {"key": self.key, "chunk": str(self.chunk), "classes": str(classes), "sha256": sha256}
+        classes = "x".join(map(str, shape)) or _SCALAR
+        metadata = {"key": self.key, "chunk": str(self.chunk), "classes": classes, "sha256": sha256}
         document: dict[str, Any] = {"__metadata__": metadata}
         start = 0
-        for name, (dtype, shape) in self.layout(classes).items():
-            stop = start + math.prod(shape) * dtype.itemsize
-            document[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        for name, (dtype, whole) in self.layout(shape).items():
+            stop = start + math.prod(whole) * dtype.itemsize
+            document[name] = {"dtype": _CODES[dtype], "shape": list(whole), "data_offsets": [start, stop]}
             start = stop
         text = json.dumps(document, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text, start
 
 
-def chunk_parts(spec: ChunkSpec, classes: int, tensors: Mapping[str, Tensor]) -> list[Part]:
+def chunk_parts(spec: ChunkSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> list[Part]:
     """The file, in pieces that follow each other.
 
     Args:
         spec: What chunk it is.
-        classes: K.
-        tensors: On the CPU, as ``spec.layout(classes)`` says.
+        shape: Of one sample's logits by one teacher.
+        tensors: On the CPU, as ``spec.layout(shape)`` says.
     """
-    layout = spec.layout(classes)
+    layout = spec.layout(shape)
     assert {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()} == layout
     data = [tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in layout]
-    sha256 = _hash_of_header(spec, classes)
+    sha256 = _hash_of_header(spec, shape)
     for part in data:
         sha256.update(part)
-    return [spec.header(classes, sha256.hexdigest())[0], *data]
+    return [spec.header(shape, sha256.hexdigest())[0], *data]
 
 
-def read_classes(path: Path, spec: ChunkSpec) -> int:
-    """The number of classes K of a chunk, whose header and size are checked, but not its content.
+def read_shape(path: Path, spec: ChunkSpec) -> Shape:
+    """The shape of one sample's logits in a chunk, whose header and size are checked, but not its content.
 
     Raises:
         CacheError: If the file is missing, not a regular file, of another size or not this chunk.
@@ -97,17 +104,17 @@ def read_classes(path: Path, spec: ChunkSpec) -> int:
         return _read_header(path, descriptor, spec)[0]
 
 
-def map_verified(path: Path, spec: ChunkSpec) -> tuple[int, dict[str, NDArray[Any]]]:
-    """K, and the chunk's tensors by name; they are mapped, so that only what is touched takes memory.
+def map_verified(path: Path, spec: ChunkSpec) -> tuple[Shape, dict[str, NDArray[Any]]]:
+    """The shape of one sample's logits, and the tensors by name, mapped, so that only what is touched takes memory.
 
     The content is hashed first, a block at a time, through the same open file.
 
     Raises:
-        CacheError: As :func:`read_classes`, and if the content is not what it was when written.
+        CacheError: As :func:`read_shape`, and if the content is not what it was when written.
     """
     with _opened(path) as descriptor:
-        classes, sha256 = _read_header(path, descriptor, spec)
-        found = _hash_of_header(spec, classes)
+        shape, sha256 = _read_header(path, descriptor, spec)
+        found = _hash_of_header(spec, shape)
         block = bytearray(_BLOCK_BYTES)
         while count := os.readv(descriptor, [block]):
             found.update(memoryview(block)[:count])
@@ -115,7 +122,7 @@ def map_verified(path: Path, spec: ChunkSpec) -> tuple[int, dict[str, NDArray[An
             raise _damaged(path, "does not have the SHA-256 that it was written with")
         try:
             with safe_open(f"/proc/self/fd/{descriptor}", "pt") as file:  # the file that was hashed, whatever its name
-                return classes, {name: file.get_tensor(name).numpy() for name in spec.layout(classes)}
+                return shape, {name: file.get_tensor(name).numpy() for name in spec.layout(shape)}
         except Exception as error:  # the library's error type is not part of its interface
             raise _damaged(path, f"is not a safetensors file ({error})") from error
 
@@ -136,8 +143,8 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _read_header(path: Path, descriptor: int, spec: ChunkSpec) -> tuple[int, str]:
-    """K and the SHA-256 of the content; the descriptor stands at the content afterwards.
+def _read_header(path: Path, descriptor: int, spec: ChunkSpec) -> tuple[Shape, str]:
+    """The shape of one sample's logits and the SHA-256 of the content; the descriptor stands at the content afterwards.
 
     Nothing in the header is believed: it must be, byte for byte, what is written for such a chunk.
     """
@@ -154,18 +161,21 @@ def _read_header(path: Path, descriptor: int, spec: ChunkSpec) -> tuple[int, str
         raise _damaged(path, "has no header that can be read") from None
     if metadata.get("key") != spec.key or metadata.get("chunk") != str(spec.chunk):
         raise _damaged(path, f"holds another chunk than number {spec.chunk} of this cache")
-    if not _CLASSES.fullmatch(classes) or not _SHA256.fullmatch(sha256):
+    if not _SHAPE.fullmatch(classes) or not _SHA256.fullmatch(sha256):
         raise _damaged(path, "has a header that was changed")
-    expected, size = spec.header(int(classes), sha256)
+    shape = () if classes == _SCALAR else tuple(map(int, classes.split("x")))
+    if spec.top_k is not None and len(shape) != 1:
+        raise _damaged(path, "has a header that was changed")
+    expected, size = spec.header(shape, sha256)
     if start + header != expected:
         raise _damaged(path, "has a header that was changed")
     if status.st_size != len(expected) + size:
         raise _damaged(path, f"has {status.st_size} bytes instead of {len(expected) + size}: it was cut or extended")
-    return int(classes), sha256
+    return shape, sha256
 
 
-def _hash_of_header(spec: ChunkSpec, classes: int) -> Any:
-    return hashlib.sha256(spec.header(classes, "")[0])
+def _hash_of_header(spec: ChunkSpec, shape: Shape) -> Any:
+    return hashlib.sha256(spec.header(shape, "")[0])
 
 
 def _damaged(path: Path, what: str) -> CacheError:

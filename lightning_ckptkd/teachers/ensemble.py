@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, harvested_part, load_into, select_weights
-from lightning_ckptkd.tasks.legacy import get_logits
+from lightning_ckptkd.tasks.batch import Batch, tensors_in
+from lightning_ckptkd.tasks.calling import call, takes_whole
+from lightning_ckptkd.tasks.outputs import get_output
 from lightning_ckptkd.teachers.folding import fold_batch_norms
+from lightning_ckptkd.teachers.logit_checks import is_close
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class TeacherEnsemble:
         self.logits_key = logits_key
         self.path = TeacherPath()
         self._compiled: list[Any] = []
-        self._compiled_shape: torch.Size | None = None
+        self._compiled_shapes: list[torch.Size] = []
         self._modules = self._find_modules()
 
     @classmethod
@@ -113,28 +116,33 @@ class TeacherEnsemble:
             member.to(device=device, dtype=dtype)
         return self
 
-    def __call__(self, inputs: Tensor, which: Sequence[int] | None = None) -> Tensor:
+    @property
+    def take_whole(self) -> bool:
+        """Whether one of them takes the batch as the loader gave it."""
+        return any(takes_whole(member) for member in self.members)
+
+    def __call__(self, batch: Batch, which: Sequence[int] | None = None) -> Tensor:
         """The logits of every teacher, or of some; the others do not run.
 
         Args:
-            inputs: Shape (N, ...).
+            batch: N samples, on the teachers' device.
             which: Places of the teachers; None takes all M.
 
         Returns:
-            Shape (M, N, K), without gradient.
+            Shape (M, N, ...), for classification (M, N, K), without gradient.
 
         Raises:
-            ArgumentError: If a teacher gives no (N, K) logits.
-            TeacherError: If teachers differ in K, or in N.
+            ArgumentError: If a teacher's output holds no tensor of logits.
+            TeacherError: If teachers differ in shape.
         """
         if any(module.training for module in self._modules):  # somebody called train() on one of them
             for member in self.members:
                 member.eval()
         with torch.inference_mode():
-            if self.path.channels_last and inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            if self.path.channels_last and is_images(batch):
+                batch = replace(batch, inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
             places = range(len(self)) if which is None else which
-            logits = [self._run(place, inputs) for place in places]
+            logits = [self._run(place, batch) for place in places]
         if any(found.shape != logits[0].shape for found in logits):
             shapes = ", ".join(
                 f"{self.names[place]}: {tuple(found.shape)}" for place, found in zip(places, logits, strict=True)
@@ -145,34 +153,34 @@ class TeacherEnsemble:
             )
         return torch.stack(logits)  # outside: a loss can't keep tensors of inference mode for its gradient
 
-    def _run(self, place: int, inputs: Tensor) -> Tensor:
+    def _run(self, place: int, batch: Batch) -> Tensor:
         member = self.members[place]
-        compiled = bool(self._compiled) and inputs.shape == self._compiled_shape
+        compiled = bool(self._compiled) and _shapes(batch) == self._compiled_shapes
         runs = self._compiled[place] if compiled else member
         if self.path.bf16:
-            with torch.autocast(inputs.device.type, torch.bfloat16):
-                output = runs(inputs)
+            with torch.autocast(device_of(batch).type, torch.bfloat16):
+                output = call(runs, batch)
         else:
-            output = runs(inputs)
-        return get_logits(output, self.logits_key, type(member).__name__)
+            output = call(runs, batch)
+        return get_output(output, self.logits_key, type(member).__name__)
 
-    def fold(self, inputs: Tensor, tolerance: float) -> bool:
+    def fold(self, batch: Batch, tolerance: float) -> bool:
         """Fold BatchNorm into the layers before it, in each teacher whose logits stay the same.
 
         Args:
-            inputs: A batch to compare on, shape (N, ...).
+            batch: To compare on.
             tolerance: Difference that is allowed, as a share of the largest logit.
 
         Returns:
             Whether no teacher's logits would have changed.
         """
         exact = True
-        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device_of(batch).type, enabled=False):
             for place, member in enumerate(self.members):
-                before = self._run(place, inputs)
+                before = self._run(place, batch)
                 self.members[place] = _copy(member)  # one teacher more at a time, not twice as many
-                count = fold_batch_norms(self.members[place], partial(self._run, place, inputs))
-                if count and is_close(self._run(place, inputs), before, tolerance):
+                count = fold_batch_norms(self.members[place], partial(self._run, place, batch))
+                if count and is_close(self._run(place, batch), before, tolerance):
                     self.path = replace(self.path, folded=True)
                 else:
                     self.members[place] = member
@@ -187,12 +195,12 @@ class TeacherEnsemble:
         for member in self.members:
             member.to(memory_format=memory_format)
 
-    def compile(self, inputs: Tensor) -> None:
-        """Compile the teachers for batches of this shape; others run as before."""
+    def compile(self, batch: Batch) -> None:
+        """Compile the teachers for batches of this one's shapes; others run as before."""
         self._compiled = [torch.compile(member, dynamic=False, options={"freezing": True}) for member in self.members]
-        self._compiled_shape = inputs.shape
+        self._compiled_shapes = _shapes(batch)
         self.path = replace(self.path, compiled=True)
-        self(inputs)
+        self(batch)
 
     def forget_compiled(self) -> None:
         """Run as before :meth:`compile`."""
@@ -203,29 +211,26 @@ class TeacherEnsemble:
         return [child for member in self.members for child in member.modules()]
 
 
-def check_finite(logits: Tensor, names: Sequence[str]) -> None:
-    """Check that no logit is NaN or infinite; on a GPU, this waits for it.
-
-    Args:
-        logits: Shape (M, N, K).
-        names: Of the M teachers, for the message.
-
-    Raises:
-        TeacherError: If one is; names the teacher and the sample.
-    """
-    finite = logits.isfinite()
-    if not bool(finite.all()):
-        teacher, sample, label = (~finite).nonzero()[0].tolist()
-        raise TeacherError(
-            f"Teacher {names[teacher]} gives {float(logits[teacher, sample, label])} for class {label} of sample "
-            f"{sample} (from 0) of the batch. Choose another teacher with choice=, or mend the sample."
-        )
+def is_images(batch: Batch) -> bool:
+    """Whether the inputs are one tensor of images, (N, C, H, W)."""
+    return isinstance(batch.inputs, Tensor) and batch.inputs.dim() == 4
 
 
-def is_close(found: Tensor, reference: Tensor, tolerance: float) -> bool:
-    """Whether logits differ by no more than a share of the largest of them (or of 1, if that is larger)."""
-    scale = max(1.0, float(reference.abs().max()))
-    return float((found.float() - reference.float()).abs().max()) <= tolerance * scale
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type that a network computes in outside autocast: of its first floating-point parameter, or float32."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
+def device_of(batch: Batch) -> torch.device:
+    """Where a batch's inputs are; the CPU where there is no tensor in them."""
+    inputs = batch.inputs
+    tensors = [inputs] if isinstance(inputs, Tensor) else tensors_in(inputs)
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _shapes(batch: Batch) -> list[torch.Size]:
+    inputs = batch.inputs
+    return [inputs.shape] if isinstance(inputs, Tensor) else [tensor.shape for tensor in tensors_in(inputs)]
 
 
 def _copy(teacher: nn.Module) -> nn.Module:

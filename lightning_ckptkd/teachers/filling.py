@@ -12,20 +12,21 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers.cache import LogitCache
 from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks
 from lightning_ckptkd.trainer.seeding import keep_random_state
 
-Batches = Iterator[tuple[Tensor, Tensor]]  # logits (N, M, K) and checksums (N,), on the CPU
+Batches = Iterator[tuple[Tensor, Tensor]]  # logits (N, M, ...) and checksums (N,), on the CPU
 
 
 @torch.no_grad()
 def fill(
     cache: LogitCache,
     views: Views,
-    teachers: Callable[[Tensor], Tensor],
-    unpack: Callable[[Any], tuple[Tensor, Tensor]],
+    teachers: Callable[[Batch], Tensor],
+    read: Callable[[Any], Batch],
     collate_fn: Callable[[list[Any]], Any],
     *,
     batch_size: int,
@@ -46,8 +47,8 @@ def fill(
     Args:
         cache: Where the logits go.
         views: The items.
-        teachers: Gives logits (M, N, K) of inputs (N, ...); already on ``device``.
-        unpack: X and Y of a collated batch.
+        teachers: Gives logits (M, N, ...) of a batch of N samples; already on ``device``.
+        read: Unpacks a collated batch.
         collate_fn: The training dataloader's; it keeps samples in their order.
         batch_size: Samples a batch, at most.
         num_workers: Processes that load samples.
@@ -62,10 +63,11 @@ def fill(
         Number of items that were filled now.
 
     Raises:
-        ArgumentError: If views and cache do not fit, or ``collate_fn`` draws random numbers.
+        ArgumentError: If views and cache do not fit, ``collate_fn`` draws random numbers, or logits are of one shape in
+            one batch and of another in the next.
         CacheError: If a chunk that exists is damaged or belongs to another cache.
         SnapshotError: If a chunk can't be written, or another process fills the same share.
-        TeacherError: If the teachers give no (M, N, K), or a logit is not finite.
+        TeacherError: If the teachers give no (M, N, ...), or a logit is not finite.
     """
     rank = current_rank() if rank is None else rank
     ranks = num_ranks() if ranks is None else ranks
@@ -89,7 +91,7 @@ def fill(
             worker_init_fn=worker_init_fn,
             multiprocessing_context=multiprocessing_context if num_workers else None,
         )
-        batches = _run(loader, teachers, unpack, torch.device(device), len(key.teachers))
+        batches = _run(loader, teachers, read, torch.device(device), len(key.teachers))
         count = sum(map(len, chunks))
         with tqdm(total=count, desc="Caching teachers' logits", unit="item", disable=not progress or rank > 0) as bar:
             for chunk, items in zip(missing, chunks, strict=True):
@@ -115,7 +117,7 @@ class _ChunkBatches(Sampler[list[int]]):
 
 
 def _take(batches: Batches, count: int) -> tuple[Tensor, Tensor]:
-    """The next batches, which together have ``count`` rows: logits (count, M, K) and checksums (count,)."""
+    """The next batches, which together have ``count`` rows: logits (count, M, ...) and checksums (count,)."""
     held: list[tuple[Tensor, Tensor]] = []
     while sum(len(checksums) for _, checksums in held) < count:
         held.append(next(batches))
@@ -125,23 +127,31 @@ def _take(batches: Batches, count: int) -> tuple[Tensor, Tensor]:
 
 def _run(
     loader: DataLoader[Any],
-    teachers: Callable[[Tensor], Tensor],
-    unpack: Callable[[Any], tuple[Tensor, Tensor]],
+    teachers: Callable[[Batch], Tensor],
+    read: Callable[[Any], Batch],
     device: torch.device,
     num_teachers: int,
 ) -> Batches:
     batch: ViewBatch
+    shape: torch.Size | None = None
     for batch in loader:
-        inputs = unpack(batch.batch)[0]
-        if len(inputs) != len(batch.items):
+        samples = read(batch.batch)
+        if len(samples) != len(batch.items):
             raise ArgumentError(
-                f"collate_fn makes {len(inputs)} inputs of {len(batch.items)} samples, so it is not known whose logits "
-                "are whose. Use one that keeps all samples, or train without the cache of teachers' logits."
+                f"collate_fn makes {len(samples)} inputs of {len(batch.items)} samples, so it is not known whose "
+                "logits are whose. Use one that keeps all samples, or train without the cache of teachers' logits."
             )
-        logits = teachers(inputs.to(device, non_blocking=True))
-        if logits.dim() != 3 or logits.shape[:2] != (num_teachers, len(inputs)):
+        logits = teachers(samples.to(device))
+        if logits.dim() < 2 or logits.shape[:2] != (num_teachers, len(samples)):
             raise TeacherError(
-                f"The teachers give logits of shape {tuple(logits.shape)} instead of ({num_teachers}, {len(inputs)}, "
+                f"The teachers give logits of shape {tuple(logits.shape)} instead of ({num_teachers}, {len(samples)}, "
                 "K). Give the cache the teachers' hashes, one each."
+            )
+        shape = logits.shape[2:] if shape is None else shape
+        if logits.shape[2:] != shape:
+            raise ArgumentError(
+                f"The teachers' logits on a sample have the shape {tuple(shape)} in one batch and "
+                f"{tuple(logits.shape[2:])} in another, as where each batch is padded to its longest sample. Pad all "
+                "to one length in collate_fn, or train without the cache of teachers' logits."
             )
         yield logits.cpu().transpose(0, 1), batch.checksums

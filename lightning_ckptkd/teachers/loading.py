@@ -3,14 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
-from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of
+from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of, selected_task
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
+
+
+@dataclass(frozen=True)
+class LoadedTeachers:
+    """What :func:`load_teachers` gives.
+
+    Attributes:
+        ensemble: M teachers.
+        snapshots: Theirs.
+        weights: What each counts, shape (M,); None: the same.
+        tasks: Harvest to the task that its selection read the targets as, where one chose.
+    """
+
+    ensemble: TeacherEnsemble
+    snapshots: tuple[Snapshot, ...]
+    weights: Tensor | None
+    tasks: dict[str, str]
+
+
+def check_same_teachers(
+    saved: Sequence[Mapping[str, str]], own: Sequence[Mapping[str, str]], where: str | Sequence[str]
+) -> None:
+    """Check that a resumed run has the teachers that it had, in whichever order.
+
+    Args:
+        saved: File and SHA-256 of each, of the checkpoint.
+        own: The same of the run.
+        where: The run's harvest, or several.
+
+    Raises:
+        TeacherError: If they are others.
+    """
+    hashes = [sorted(item["sha256"] for item in files) for files in (saved, own)]
+    if hashes[0] != hashes[1]:
+        names = [[item["file"] for item in files] for files in (saved, own)]
+        raise TeacherError(
+            f"The checkpoint's run learnt from {names[0]}, this one would from {names[1]} of {where}. Select the same "
+            "snapshots again, name their epochs with choice=, or start a new run."
+        )
 
 
 def pair_harvests(
@@ -52,7 +92,7 @@ def load_teachers(
     *,
     submodule: str | None = None,
     logits_key: str | int | None = None,
-) -> tuple[TeacherEnsemble, list[Snapshot], Tensor | None]:
+) -> LoadedTeachers:
     """The chosen snapshots of each harvest as one ensemble, in the order of the harvests.
 
     Args:
@@ -63,9 +103,6 @@ def load_teachers(
         submodule: Part of the snapshots' weights to load.
         logits_key: Where the logits are in a teacher's output.
 
-    Returns:
-        The ensemble of M teachers, their snapshots, and their weights, shape (M,), or None.
-
     Raises:
         ArgumentError: If the choice or the weights can't be used.
         SnapshotError: If a file is missing, damaged or hostile.
@@ -75,6 +112,7 @@ def load_teachers(
     names: list[str] = []
     chosen: list[Snapshot] = []
     scores: list[float | None] = []
+    tasks: dict[str, str] = {}
     for folder, teacher in harvests.items():
         store = SnapshotStore.open(folder)
         own = choose_teachers(store, choice)
@@ -84,5 +122,8 @@ def load_teachers(
         members += loaded.members
         names += [name if len(harvests) == 1 else f"{folder}: {name}" for name in loaded.names]
         chosen += own
+        task = selected_task(store, choice)
+        if task is not None:
+            tasks[folder] = task
     counts = None if weights is None else check_weights(scores or weights, len(chosen))
-    return TeacherEnsemble(members, names, logits_key), chosen, counts
+    return LoadedTeachers(TeacherEnsemble(members, names, logits_key), tuple(chosen), counts, tasks)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy
 import torch
@@ -13,6 +15,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import KDLoss, MSELoss
+from lightning_ckptkd.tasks.batch import Batch, describe
 from lightning_ckptkd.trainer import seeding
 
 
@@ -131,6 +134,35 @@ class Mix(ABC):
         mixed, lam = self.mix(inputs, permutation, lam, generator)
         return mixed, Pairs(lam, permutation)
 
+    def mix_batch(self, batch: Batch, step: int, number: int, rank: int) -> tuple[Batch, Pairs]:
+        """Mix the inputs of a batch: one tensor, or the one floating-point tensor of a mapping.
+
+        Args:
+            batch: It is left as it is; so are its targets.
+            step: As in :meth:`__call__`.
+            number: Of the batch in its epoch; likewise.
+            rank: Likewise.
+
+        Returns:
+            The batch with mixed inputs, and what was mixed.
+
+        Raises:
+            ArgumentError: If the inputs can't be mixed.
+        """
+        inputs: Any = batch.inputs
+        if isinstance(inputs, Tensor) and batch.whole is None:
+            mixed, pairs = self(inputs, step, number, rank)
+            return replace(batch, inputs=mixed), pairs
+        names = [name for name, value in inputs.items() if _is_mixable(value)] if isinstance(inputs, Mapping) else []
+        if len(names) != 1 or batch.whole is not None:
+            what = "the whole batch" if batch.whole is not None else describe(inputs)
+            raise ArgumentError(
+                f"mix={type(self).__name__} needs inputs that are one floating-point tensor, or a mapping with one, "
+                f"but the network takes {what}. Name the tensor with input_keys, or leave mix out."
+            )
+        mixed, pairs = self(inputs[names[0]], step, number, rank)
+        return replace(batch, inputs={**inputs, names[0]: mixed}), pairs
+
     def check(self, inputs: Tensor) -> None:
         """Check that inputs can be mixed.
 
@@ -156,6 +188,10 @@ class Mix(ABC):
             lam: The share that was drawn.
             generator: For what else there is to draw.
         """
+
+
+def _is_mixable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
 
 
 class Mixup(Mix):

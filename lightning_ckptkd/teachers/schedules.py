@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -16,11 +17,29 @@ class TeacherSchedule(ABC):
 
     A schedule has no state: what it says depends on the step alone, so that a resumed run goes on in the right place.
 
+    Args:
+        from_epoch: The student's first epoch, from 0, with teachers; before it the targets teach alone.
+        until_epoch: The first epoch without them again; None: to the end.
+
     Attributes:
         needs_length: Whether the student's training must have a known length.
+
+    Raises:
+        ArgumentError: If no epoch is left.
     """
 
     needs_length = False
+    from_epoch: int = 0
+    until_epoch: int | None = None
+
+    def __init__(self, from_epoch: int = 0, until_epoch: int | None = None) -> None:
+        if not 0 <= from_epoch < (math.inf if until_epoch is None else until_epoch):
+            raise ArgumentError(f"from_epoch={from_epoch} should be 0 or more and before until_epoch={until_epoch}.")
+        self.from_epoch, self.until_epoch = from_epoch, until_epoch
+
+    def teaches(self, epoch: int) -> bool:
+        """Whether anybody teaches in an epoch of the student's."""
+        return self.from_epoch <= epoch and (self.until_epoch is None or epoch < self.until_epoch)
 
     def check(self, epochs: Sequence[int]) -> None:  # noqa: B027 - most schedules suit any teachers
         """Check that the schedule suits the teachers, before training starts.
@@ -34,7 +53,7 @@ class TeacherSchedule(ABC):
 
     @abstractmethod
     def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
-        """Places of the teachers of one step.
+        """Places of the teachers of one step, in an epoch with teachers.
 
         Args:
             epochs: As in :meth:`check`.
@@ -44,14 +63,30 @@ class TeacherSchedule(ABC):
         """
 
 
+class AllTeachers(TeacherSchedule):
+    """All of them in each step.
+
+    Args:
+        from_epoch: See :class:`TeacherSchedule`.
+        until_epoch: Likewise.
+    """
+
+    @override
+    def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
+        return list(range(len(epochs)))
+
+
 class RandomTeacher(TeacherSchedule):
     """One teacher a step, drawn at random, the same one for the same step and on all ranks.
 
     Args:
         seed: Of the draw.
+        from_epoch: See :class:`TeacherSchedule`.
+        until_epoch: Likewise.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, from_epoch: int = 0, until_epoch: int | None = None) -> None:
+        super().__init__(from_epoch, until_epoch)
         self.seed = seed
 
     @override
@@ -65,11 +100,14 @@ class Progressive(TeacherSchedule):
 
     Args:
         cumulative: Whether the earlier ones stay when the next one comes.
+        from_epoch: See :class:`TeacherSchedule`; the parts are those of the whole training.
+        until_epoch: Likewise.
     """
 
     needs_length = True
 
-    def __init__(self, cumulative: bool = False) -> None:
+    def __init__(self, cumulative: bool = False, from_epoch: int = 0, until_epoch: int | None = None) -> None:
+        super().__init__(from_epoch, until_epoch)
         self.cumulative = cumulative
 
     @override
@@ -85,12 +123,15 @@ class Route(TeacherSchedule):
     Args:
         stages: From an epoch of the student on (from 0, which must be there), the teacher of that epoch of its own
             training: ``{0: 5, 10: 19}``.
+        from_epoch: See :class:`TeacherSchedule`.
+        until_epoch: Likewise.
 
     Raises:
         ArgumentError: If nobody teaches in epoch 0.
     """
 
-    def __init__(self, stages: Mapping[int, int]) -> None:
+    def __init__(self, stages: Mapping[int, int], from_epoch: int = 0, until_epoch: int | None = None) -> None:
+        super().__init__(from_epoch, until_epoch)
         self.stages = {int(start): int(teacher) for start, teacher in stages.items()}
         if 0 not in self.stages or min(self.stages) < 0:
             raise ArgumentError(f"stages={self.stages} should start with the student's epoch 0.")

@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers.cache import LogitCache
 from lightning_ckptkd.teachers.cache_key import CacheKey, fingerprint
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
@@ -52,11 +52,32 @@ class TeacherCache:
         CacheKey(("",), 1, (), self.views, self.seed, self.dtype, self.top_k)  # checks them
 
 
-class CachedBatch(NamedTuple):
-    """A batch of the user's, and the teachers' logits on it, shape (M, N, K)."""
+@dataclass
+class CachedBatch:
+    """What a training step gets where there is a cache.
+
+    It is no tuple, so that a callback or a ``training_step`` that takes it for the loader's own batch ends in an error,
+    and does not take logits for labels.
+
+    Attributes:
+        batch: As the loader gave it.
+        logits: The teachers' on it, shape (M, N, ...).
+    """
 
     batch: Any
     logits: Tensor
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """Refused; unpacking calls it too.
+
+        Raises:
+            ArgumentError: Always.
+        """
+        raise ArgumentError(
+            "cache: a training batch comes with the teachers' logits, as a CachedBatch, which can't be unpacked or "
+            "indexed. Callbacks and training_step find the loader's own batch at batch.batch, and the logits at "
+            "batch.logits."
+        )
 
 
 def describe_network(teachers: TeacherEnsemble) -> str:
@@ -69,10 +90,10 @@ def describe_network(teachers: TeacherEnsemble) -> str:
 def train_on_cache(
     trainer: Trainer,
     option: TeacherCache,
-    teachers: Callable[[Tensor], Tensor],
+    teachers: Callable[[Batch], Tensor],
     hashes: tuple[str, ...],
     network: str,
-    unpack: Callable[[Any], tuple[Tensor, Tensor]],
+    read: Callable[[Any], Batch],
 ) -> None:
     r"""Fill the cache where it is not whole, and let the Trainer's training dataloader give :class:`CachedBatch`\ es.
 
@@ -81,10 +102,10 @@ def train_on_cache(
     Args:
         trainer: Its training dataloader was made.
         option: Where the cache is and what is in it.
-        teachers: Gives logits (M, N, K) of inputs on the Trainer's device.
+        teachers: Gives logits (M, N, ...) of a batch on the Trainer's device.
         hashes: SHA-256 of each teacher's weights.
         network: As :func:`describe_network` has it, before the teachers were folded.
-        unpack: X and Y of a batch.
+        read: Unpacks a batch.
 
     Raises:
         ArgumentError: If the data can't be cached; says why.
@@ -113,7 +134,7 @@ def train_on_cache(
             cache,
             views,
             teachers,
-            unpack,
+            read,
             loader.collate_fn,
             batch_size=loader.batch_size or 1,
             num_workers=loader.num_workers,
@@ -163,15 +184,18 @@ def _only_loader(trainer: Trainer) -> DataLoader[Any]:
     assert loop._combined_loader is not None
     loaders = loop._combined_loader.flattened
     reason = None
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    changed = [hook for hook in _HOOKS if datamodule is not None and is_overridden(hook, datamodule)]
+    changed = {
+        type(source).__name__: hooks
+        for source in (trainer.datamodule, trainer.lightning_module)  # type: ignore[attr-defined]
+        if source is not None and (hooks := [hook for hook in _HOOKS if is_overridden(hook, source)])
+    }
     if len(loaders) != 1:
         reason = f"there are {len(loaders)} training dataloaders. Give one"
     elif changed:
+        name, hooks = next(iter(changed.items()))
         reason = (
-            f"{type(datamodule).__name__} changes batches on their way to the device ({', '.join(changed)}), which the "
-            "teachers would not see. Do that in the dataset's transforms, give Mixup and CutMix as "
-            "DistillationModule(mix=...)"
+            f"{name} changes batches on their way to the device ({', '.join(hooks)}), which the teachers would not "
+            "see. Do that in the dataset's transforms, give Mixup and CutMix as DistillationModule(mix=...)"
         )
     elif trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         reason = "the Trainer makes new dataloaders while it trains. Leave reload_dataloaders_every_n_epochs out"
@@ -179,8 +203,3 @@ def _only_loader(trainer: Trainer) -> DataLoader[Any]:
         raise ArgumentError(f"cache: {reason}, or train without cache=.")
     found: DataLoader[Any] = loaders[0]
     return found
-
-
-def pick(logits: Tensor, which: list[int] | None) -> Tensor:
-    """The logits of some teachers, of (M, N, K); None takes all."""
-    return logits if which is None else logits[torch.tensor(which, device=logits.device)]

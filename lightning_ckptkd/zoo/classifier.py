@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lightning_ckptkd.tasks.legacy import inputs_and_labels
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.calling import call
+from lightning_ckptkd.tasks.reading import BatchReader
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 
 
@@ -40,19 +42,20 @@ class Classifier(LightningModule):
         self.network = network
         self.label_smoothing = label_smoothing
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._read = BatchReader()
         self.val_acc = MulticlassAccuracy(average="micro")
         self.test_acc = MulticlassAccuracy(average="micro")
 
     @override
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, shape (N, K), of inputs (N, ...)."""
-        logits: Tensor = self.network(inputs)
+    def forward(self, inputs: Any) -> Tensor:
+        """Logits, shape (N, K), of inputs as the network takes them."""
+        logits: Tensor = call(self.network, Batch(inputs))
         return logits
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        inputs, labels = inputs_and_labels(batch)
-        loss = F.cross_entropy(self(inputs), labels, label_smoothing=self.label_smoothing)
+        read = self._read(batch)
+        loss = F.cross_entropy(self(read.inputs), read.targets, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
@@ -66,7 +69,7 @@ class Classifier(LightningModule):
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        logits: Tensor = self(batch if isinstance(batch, Tensor) else inputs_and_labels(batch)[0])
+        logits: Tensor = self(self._read.inputs_only(batch).inputs)
         return logits
 
     @override
@@ -74,8 +77,8 @@ class Classifier(LightningModule):
         return configure(self.network, self._optimizer, self._lr_scheduler)
 
     def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy) -> None:
-        inputs, labels = inputs_and_labels(batch)
-        logits = self(inputs)
-        accuracy(logits, labels)
-        self.log(f"{stage}_loss", F.cross_entropy(logits, labels), sync_dist=True)
+        read = self._read(batch)
+        logits = self(read.inputs)
+        accuracy(logits, read.targets)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, read.targets), sync_dist=True)
         self.log(f"{stage}_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)

@@ -63,7 +63,7 @@ def test_losses_and_schedules_in_yaml(distill_config: str, fitted: Path) -> None
     words += ["--model.schedule=lightning_ckptkd.teachers.Route", "--model.schedule.stages={0: 1}"]
     module = main(["distill", "--config", distill_config, "--model.choice=[0, 1]", *words]).model
     assert isinstance(module.kd_loss, DKDLoss) and module.kd_loss.beta == 2
-    assert module._schedule.stages == {0: 1}
+    assert module.panel.schedule.stages == {0: 1}
     by_function = ["--model.kd_loss=torch.nn.functional.mse_loss"]
     with pytest.raises(SystemExit) as printed:
         main(["distill", "--config", distill_config, *by_function, "--print_config"])

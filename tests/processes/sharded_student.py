@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from lightning_ckptkd import CkptKDError, DistillationModule, TeacherCache
+from lightning_ckptkd.tasks.batch import Batch
 from tests.processes.two_ranks import InOrder, network
 from tests.projects import Project, digits, make_trainer
 
@@ -100,7 +101,7 @@ def main(devices: int, root: Path, harvest: Path) -> None:
         "sharded": shards.sharded,
         "local": shards.local,
         "whole_teachers": not any(isinstance(value, DTensor) for value in state),
-        "teachers": module.teachers(digits(0, 32).tensors[0]).tolist(),
+        "teachers": module.teachers(Batch(digits(0, 32).tensors[0])).tolist(),
     }
     resumed, _ = fit(parted(), epochs=2, ckpt_path=root / "parted" / "epoch=0.ckpt")
     save("resumed", resumed)

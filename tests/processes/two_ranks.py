@@ -85,7 +85,7 @@ def main(devices: int, root: Path, scenario: str) -> None:
     if distil.global_rank == 0:
         (root / "result.json").write_text(json.dumps(result))
     matching = FeatureMatching("2", "net.2", 8, 32, spatial=False)
-    part = {"feature_matching": matching, "schedule": RandomTeacher(), "kd_until_epoch": 2}
+    part = {"feature_matching": matching, "schedule": RandomTeacher(until_epoch=2)}
     matched, distil = student_of(snapshots, data, part, **options)
     torch.save(matched.state_dict(), root / f"matched_{distil.global_rank}.pt")
     LogitCache.open.__func__.__defaults__ = (50,)  # items a chunk, so that each rank has a share

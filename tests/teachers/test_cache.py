@@ -57,7 +57,7 @@ def test_fp32_is_exact_in_any_order(tmp_path: Path) -> None:
     assert torch.equal(cache.read(ORDER), logits[ORDER].transpose(0, 1))
     assert torch.equal(cache._gather(ORDER, ["checksums"])["checksums"], CHECKSUMS[ORDER])
     assert cache.read(ORDER[:0]).shape == (2, 0, 7)
-    assert (cache.num_chunks, cache.num_classes, cache.items(2)) == (3, 7, range(8, 10))
+    assert (cache.num_chunks, cache.shape, cache.items(2)) == (3, (7,), range(8, 10))
 
 
 def test_fp16_is_within_half_a_step(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_chunks_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="only after verify"):
         cache.read(ORDER)
     with pytest.raises(CacheError, match="no chunk yet"):
-        _ = LogitCache.open(tmp_path / "empty", KEY).num_classes
+        _ = LogitCache.open(tmp_path / "empty", KEY).shape
 
 
 def test_what_was_written_since_is_verified_first(tmp_path: Path) -> None:

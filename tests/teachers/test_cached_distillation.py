@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_ckptkd import ArgumentError, CacheError, DistillationModule, TeacherCache
 from lightning_ckptkd.commands.cli import main
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers import Route, TeacherEnsemble
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
@@ -55,9 +56,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = TeacherEnsemble.__call__
 
-    def counted(self: TeacherEnsemble, inputs: Tensor, which: Any = None) -> Tensor:
-        found.append(len(inputs))
-        return real(self, inputs, which)
+    def counted(self: TeacherEnsemble, batch: Batch, which: Any = None) -> Tensor:
+        found.append(len(batch))
+        return real(self, batch, which)
 
     monkeypatch.setattr(TeacherEnsemble, "__call__", counted)
     return found
@@ -199,6 +200,66 @@ class Two(DigitsData):
 class Late(Data):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return batch
+
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden .* in `LightningModule` but have passed in")
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_module_that_changes_batches(tmp_path: Path, harvest: Path, hook: str) -> None:
+    """As torchgeo's and kornia's do: the teachers would not see it."""
+
+    def changed(self: Any, batch: Any, *_: Any) -> Any:
+        return [1 - batch[0], batch[1]]
+
+    kind = type("Changing", (DistillationModule,), {hook: changed})
+    cache = TeacherCache(tmp_path / "cache")
+    with pytest.raises(ArgumentError, match=rf"Changing changes batches on their way .*\({hook}\).*or train without"):
+        module = kind(student(), Project(), harvest, choice=[3], cache=cache)
+        make_trainer(tmp_path, max_epochs=1).fit(module, DigitsData())
+    assert not (tmp_path / "cache").exists()
+    make_trainer(tmp_path, max_epochs=1).fit(kind(student(), Project(), harvest, choice=[3]), DigitsData())
+
+
+def test_who_takes_a_cached_batch_for_the_loaders_own(tmp_path: Path, harvest: Path) -> None:
+    cache = TeacherCache(tmp_path / "cache")
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            images, labels = batch
+            assert images.dim() == 4 and labels.dtype == torch.long
+
+    class Knows(Look):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            super().on_train_batch_start(trainer, pl_module, batch.batch, batch_idx)
+
+    class Step(DistillationModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            images, _ = self.take(batch)
+            assert images.dim() == 4
+            return super().training_step(batch, batch_idx)
+
+        def take(self, batch: Any) -> Any:
+            return batch
+
+    class Unpacks(Step):
+        def take(self, batch: Any) -> Any:
+            return self.unpack_batch(batch)
+
+    class Right(Step):
+        def take(self, batch: Any) -> Any:
+            return batch.batch
+
+    def fit(kind: type[DistillationModule], *callbacks: Callback) -> None:
+        module = kind(student(), Project(), harvest, choice=[3], cache=cache, acceleration="none")
+        make_trainer(tmp_path, *callbacks, max_epochs=1, limit_val_batches=0).fit(module, DigitsData())
+
+    told = r"cache: a training batch comes with the teachers' logits, as a CachedBatch.* at batch\.batch"
+    for kind, callbacks in ((DistillationModule, [Look()]), (Step, []), (Unpacks, [])):
+        with pytest.raises(ArgumentError, match=told):
+            fit(kind, *callbacks)
+    fit(Right, Knows())
 
 
 def test_data_that_can_not_be_cached(tmp_path: Path, harvest: Path) -> None:

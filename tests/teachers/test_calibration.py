@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd import ArgumentError
-from lightning_ckptkd.teachers import TeacherEnsemble, TeacherPath, calibrate, calibration, check_acceleration
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.teachers import Acceleration, TeacherEnsemble, TeacherPath, calibrate, calibration
 from lightning_ckptkd.zoo import CIFARResNet
 from tests.teachers.test_folding import norms, trained
 
-X = torch.randn(8, 1, 12, 12)
+X = Batch(torch.randn(8, 1, 12, 12), torch.zeros(8, dtype=torch.long))
 
 
 class Hidden(nn.Module):
@@ -47,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, seconds: dict[TeacherPath, float]) ->
 def test_each_exact_path_gives_the_plain_loops_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     teachers = ensemble(trained(CIFARResNet(8, 10, 4, 1)), trained(CIFARResNet(14, 10, 2, 1)), trained(Hidden()))
     with torch.no_grad():
-        plain = torch.stack([member(X) for member in teachers.members])
+        plain = torch.stack([member(X.inputs) for member in teachers.members])
     assert torch.equal(teachers(X), plain)
     with pytest.warns(UserWarning, match="can't be folded .* in some teachers, since their logits would change"):
         found = calibrate(teachers, X)
@@ -87,11 +88,11 @@ def test_bfloat16_only_where_it_is_allowed_and_faster(monkeypatch: pytest.Monkey
     exact = ensemble()
     rough = ensemble(*exact.members)
     assert calibrate(exact, X).path == folded
-    assert calibrate(rough, X, bf16=True).path == half
+    assert calibrate(rough, X, Acceleration(bf16=True)).path == half
     difference = float((rough(X).float() - exact(X)).abs().max())
     assert 0 < difference <= 1e-2 * max(1.0, float(exact(X).abs().max()))
     clock(monkeypatch, {**table, half: 0.79})
-    assert calibrate(ensemble(), X, bf16=True).path == folded
+    assert calibrate(ensemble(), X, Acceleration(bf16=True)).path == folded
 
 
 def test_nothing_is_timed_where_the_path_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_nothing_is_timed_where_the_path_is_known(monkeypatch: pytest.MonkeyPatc
     assert calibrate(ensemble(), X).path == TeacherPath(folded=True)
     plain = ensemble()
     before = plain(X)
-    assert calibrate(plain, X, "none").path == TeacherPath()
+    assert calibrate(plain, X, Acceleration("none")).path == TeacherPath()
     assert torch.equal(plain(X), before) and norms(plain.members[0]) > 0
     assert timed == []
 
@@ -117,7 +118,7 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     teachers = ensemble(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(300, 10)))
     plain = teachers(X)
-    assert calibrate(teachers, X, "compile").path.compiled
+    assert calibrate(teachers, X, Acceleration("compile")).path.compiled
     ran: list[int] = []
     inner = teachers._compiled[0]
     teachers._compiled[0] = lambda inputs: (ran.append(len(inputs)), inner(inputs))[1]
@@ -144,9 +145,9 @@ def test_when_compiling_is_tried_and_what_if_it_fails(
     before = teachers(X)
     if tried:
         with pytest.warns(UserWarning, match="can't be compiled and run without: RuntimeError: no compiler"):
-            found = calibrate(teachers, X, acceleration, batches=batches)
+            found = calibrate(teachers, X, Acceleration(acceleration), batches=batches)
     else:
-        found = calibrate(teachers, X, acceleration, batches=batches)
+        found = calibrate(teachers, X, Acceleration(acceleration), batches=batches)
     assert found.path == teachers.path == last
     torch.testing.assert_close(teachers(X), before, rtol=0, atol=1e-5 * float(before.abs().max()))
 
@@ -159,5 +160,8 @@ def test_some_teachers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_acceleration() -> None:
-    with pytest.raises(ArgumentError, match=r"acceleration='fast' is unknown. Near names: .*auto"):
-        check_acceleration("fast")
+    for option in ("fast", None):
+        with pytest.raises(ArgumentError, match=rf"acceleration={option!r} is unknown. Near names: "):
+            Acceleration.of(option)
+    assert Acceleration.of("none") == Acceleration("none", bf16=False)
+    assert Acceleration.of(Acceleration(bf16=True)) == Acceleration("auto", bf16=True)

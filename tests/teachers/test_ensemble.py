@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_ckptkd import ArgumentError, CheckpointHarvester, SnapshotError, SnapshotStore, TeacherError
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers import TeacherEnsemble
-from lightning_ckptkd.teachers.ensemble import check_finite
+from lightning_ckptkd.teachers.logit_checks import check_finite
 from tests.projects import DigitsData, Project, digits, make_trainer, to_write
 
 X = digits(0, 16).tensors[0]
@@ -22,7 +23,7 @@ def test_members_are_the_snapshots(store: SnapshotStore) -> None:
     skeleton = Project()
     before = {name: value.clone() for name, value in skeleton.state_dict().items()}
     ensemble = TeacherEnsemble.load(store, store.snapshots, skeleton)
-    logits = ensemble(X)
+    logits = ensemble(Batch(X))
     assert logits.shape == (4, 16, 10)
     assert len(ensemble) == 4
     reference = Project().eval()
@@ -34,11 +35,11 @@ def test_members_are_the_snapshots(store: SnapshotStore) -> None:
 
 def test_frozen_in_eval_mode_whatever_happens(store: SnapshotStore) -> None:
     ensemble = TeacherEnsemble.load(store, store.snapshots[:2], Project())
-    first = ensemble(X)
+    first = ensemble(Batch(X))
     ensemble.members[0].train()
     ensemble.members[1].backbone[1].train()
-    assert torch.equal(ensemble(X), first)
-    assert torch.equal(ensemble(X), first), "BatchNorm's statistics have not moved"
+    assert torch.equal(ensemble(Batch(X)), first)
+    assert torch.equal(ensemble(Batch(X)), first), "BatchNorm's statistics have not moved"
     assert not first.requires_grad
     assert not any(parameter.requires_grad for member in ensemble.members for parameter in member.parameters())
 
@@ -59,7 +60,7 @@ def test_skeletons_that_are_made_late_or_keep_a_graph(store: SnapshotStore) -> N
             made = Project()
             self.backbone, self.classifier = made.backbone, made.classifier
 
-    assert TeacherEnsemble.load(store, store.snapshots[:1], Late())(X).shape == (1, 16, 10)
+    assert TeacherEnsemble.load(store, store.snapshots[:1], Late())(Batch(X)).shape == (1, 16, 10)
     keeping = Project()
     keeping.last = keeping(X)
     with pytest.raises(TeacherError, match=r"teacher=Project can't be copied: .*Give a new instance"):
@@ -68,7 +69,7 @@ def test_skeletons_that_are_made_late_or_keep_a_graph(store: SnapshotStore) -> N
 
 def test_a_part_of_what_was_harvested(store: SnapshotStore) -> None:
     ensemble = TeacherEnsemble.load(store, store.snapshots[:1], Project().classifier, submodule="classifier")
-    assert ensemble(torch.randn(3, 16)).shape == (1, 3, 10)
+    assert ensemble(Batch(torch.randn(3, 16))).shape == (1, 3, 10)
     with pytest.raises(ArgumentError, match=r"submodule='clasifier'"):
         TeacherEnsemble.load(store, store.snapshots[:1], Project().classifier, submodule="clasifier")
     with pytest.raises(TeacherError, match=r"give submodule='classifier'"):
@@ -82,7 +83,7 @@ def test_the_whole_where_a_part_was_harvested(tmp_path: Path) -> None:
     )
     store = SnapshotStore.open(tmp_path / "h")
     ensemble = TeacherEnsemble.load(store, store.snapshots, Project())
-    assert ensemble(torch.randn(3, 16)).shape == (1, 3, 10)
+    assert ensemble(Batch(torch.randn(3, 16))).shape == (1, 3, 10)
 
 
 def test_snapshots_that_do_not_fit_are_named(store: SnapshotStore) -> None:
@@ -115,15 +116,15 @@ def test_teachers_of_different_numbers_of_classes() -> None:
     x = torch.randn(2, 4)
     told = r"differ in shape, \(N, K\) .*epoch 1: \(2, 3\), epoch 2: \(2, 3\), epoch 3: \(2, 5\).*one number of classes"
     with pytest.raises(TeacherError, match=told):
-        ensemble(x)
+        ensemble(Batch(x))
     with pytest.raises(TeacherError, match=r"\(epoch 3: \(2, 5\), epoch 1: \(2, 3\)\)"):
-        ensemble(x, [2, 0])
-    assert ensemble(x, [0, 1]).shape == (2, 2, 3)
-    assert ensemble(x, [2]).shape == (1, 2, 5)
+        ensemble(Batch(x), [2, 0])
+    assert ensemble(Batch(x), [0, 1]).shape == (2, 2, 3)
+    assert ensemble(Batch(x), [2]).shape == (1, 2, 5)
     with pytest.raises(TeacherError, match=r"epoch 1: \(1, 3\)"):
         TeacherEnsemble(
             [nn.Sequential(nn.Unflatten(0, (1, 2)), nn.Flatten(1), nn.Linear(8, 3)), members[0]], ["epoch 1", "2"]
-        )(x)
+        )(Batch(x))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -161,9 +162,9 @@ def test_activations_of_one_teacher_at_a_time(folded: bool) -> None:
     for count in (1, 6):
         ensemble = TeacherEnsemble([Project() for _ in range(count)], [str(n) for n in range(count)])
         if folded:
-            assert ensemble.fold(x, 1e-5)
+            assert ensemble.fold(Batch(x), 1e-5)
         with LiveBytes() as live:
-            logits = ensemble(x)
+            logits = ensemble(Batch(x))
         peaks[count] = live.peak
         del logits
     logit_bytes = 32 * 10 * 4
@@ -178,12 +179,11 @@ def test_teachers_of_another_output() -> None:
             self.fc = nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Any:
-            return {"logits": self.fc(x)}
+            return {"scores": self.fc(x)}
 
-    with pytest.raises(ArgumentError, match=r"Named returns dict with the keys \['logits'\].*logits_key"):
-        TeacherEnsemble([Named()], ["one"])(torch.randn(2, 4))
-    assert TeacherEnsemble([Named()], ["one"], "logits")(torch.randn(2, 4)).shape == (1, 2, 3)
-    with pytest.raises(ArgumentError, match=r"the shape \(N, K\), but those of Flatten have \(8,\)"):
-        TeacherEnsemble([nn.Flatten(0)], ["one"])(torch.randn(2, 4))
+    batch = Batch(torch.randn(2, 4))
+    with pytest.raises(ArgumentError, match=r"Named returns a mapping with 'scores': .*, not a tensor.*logits_key"):
+        TeacherEnsemble([Named()], ["one"])(batch)
+    assert TeacherEnsemble([Named()], ["one"], "scores")(batch).shape == (1, 2, 3)
     with pytest.raises(ArgumentError, match="needs at least one teacher"):
         TeacherEnsemble([], [])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lightning_ckptkd import ArgumentError, DistillationModule, TeacherCache, TeacherError
 from lightning_ckptkd.commands.cli import main
-from lightning_ckptkd.teachers import FeatureMatching, RandomTeacher, Route, TeacherPath
+from lightning_ckptkd.teachers import Acceleration, AllTeachers, FeatureMatching, RandomTeacher, Route, TeacherPath
 from lightning_ckptkd.teachers.feature_matching import make_projectors
 from lightning_ckptkd.trainer.seeding import random_state
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
@@ -151,7 +151,7 @@ class Noted(Callback):
 def test_a_projector_learns_when_its_teacher_runs(tmp_path: Path, harvest: Path, accumulate: int) -> None:
     """And is left alone else, by weight decay and momentum too."""
     noted = Noted()
-    module = make(harvest, schedule=Route({0: 3, 1: 1, 2: 3}), kd_until_epoch=3)
+    module = make(harvest, schedule=Route({0: 3, 1: 1, 2: 3}, until_epoch=3))
     fit(tmp_path, module, noted, max_epochs=4, accumulate_grad_batches=accumulate)
     a_step = [[]] * (accumulate - 1)
     epochs = ([*a_step, places] * (4 // accumulate) for places in ([0], [1], [0], []))
@@ -161,7 +161,7 @@ def test_a_projector_learns_when_its_teacher_runs(tmp_path: Path, harvest: Path,
 def test_a_gradient_for_every_projector_in_every_step(harvest: Path) -> None:
     """DDP waits for them."""
     x, y = digits(0, 32).tensors
-    for options in ({"schedule": RandomTeacher()}, {"kd_from_epoch": 1}):
+    for options in ({"schedule": RandomTeacher()}, {"schedule": AllTeachers(from_epoch=1)}):
         module = ready(harvest, **options)
         module.training_step((x, y), 0).backward()
         assert all(parameter.grad is not None for parameter in module.parameters())
@@ -198,7 +198,7 @@ def test_random_numbers_are_left_alone(harvest: Path) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, harvest: Path) -> None:
     def run(name: str, epochs: int, ckpt_path: Path | None = None) -> dict[str, Tensor]:
         seed_everything(0 if ckpt_path is None else 5, verbose=False)
-        module = make(harvest, alpha=0.5, schedule=RandomTeacher(), acceleration="auto", bf16_teachers=True)
+        module = make(harvest, alpha=0.5, schedule=RandomTeacher(), acceleration=Acceleration(bf16=True))
         fit(tmp_path, module, own_checkpoints(tmp_path / name), max_epochs=epochs, ckpt_path=ckpt_path)
         assert module.teachers is not None and module.teachers.path == TeacherPath(), "whatever acceleration says"
         return module.state_dict()
@@ -293,7 +293,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("recurrent", r"feature_matching.student_layer='recurrent' gives tuple of 2; name a layer that gives one"),
+        ("recurrent", r"feature_matching.student_layer='recurrent' gives tuple of 2 .*; name a layer that gives one"),
         ("idle", r"feature_matching.student_layer='idle' is not called in the student's forward pass"),
         ("network.0.8", r"student_features should have the shape \(N, 4, H, W\), but have \(32, 16\)"),
     ],
@@ -339,5 +339,5 @@ def test_from_the_command_line(tmp_path: Path, harvest: Path) -> None:
     )
     cli = main(["distill", "--config", str(config), "--model.feature_matching.weight=2"])
     assert cli.model.projectors[0].projector.weight.shape == (8, 2, 1, 1)
-    assert cli.model._feature_matching.weight == 2
+    assert cli.model.panel.features.option.weight == 2
     assert "train_feature_loss" in cli.trainer.callback_metrics

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_ckptkd import ArgumentError, CacheError, SnapshotError, SnapshotStore, TeacherError
-from lightning_ckptkd.tasks.legacy import inputs_and_labels
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.reading import BatchReader
 from lightning_ckptkd.teachers import CacheKey, LogitCache, TeacherEnsemble, Views, fill, fingerprint, view_loader
 from lightning_ckptkd.trainer.seeding import random_state
 from tests.projects import Project
@@ -32,7 +33,8 @@ class Counted:
         self.seen = 0
         self.fail_after, self.classes = fail_after, classes
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
+        inputs = batch.inputs
         if self.seen + len(inputs) > self.fail_after:
             raise KeyboardInterrupt
         self.seen += len(inputs)
@@ -40,16 +42,16 @@ class Counted:
         return torch.stack([features, -2 * features])
 
 
-def filled(cache: LogitCache, teachers: Callable[[Tensor], Tensor], dataset: Any = DATASET, **options: Any) -> int:
+def filled(cache: LogitCache, teachers: Callable[[Batch], Tensor], dataset: Any = DATASET, **options: Any) -> int:
     collate = options.pop("collate_fn", default_collate)
     options = {"batch_size": 7, "progress": False, **options}
-    return fill(cache, Views(dataset, V, SEED), teachers, inputs_and_labels, collate, **options)
+    return fill(cache, Views(dataset, V, SEED), teachers, BatchReader(), collate, **options)
 
 
 def expected(teachers: Counted) -> Tensor:
     """Logits (M, 60, K), one item after another."""
     views = Views(DATASET, V, SEED)
-    return teachers(torch.stack([views[item].sample[0] for item in range(60)]))
+    return teachers(Batch(torch.stack([views[item].sample[0] for item in range(60)])))
 
 
 @pytest.mark.parametrize("batch_size", [7, 16, 100])
@@ -83,7 +85,7 @@ def test_what_training_reads_is_what_the_teachers_say(tmp_path: Path, store: Sna
         for batch in loader:
             cache.read(batch.items, batch.checksums)
             # sums of 72 products in fp32, in an order that depends on the size of the batch
-            torch.testing.assert_close(cache.read(batch.items), ensemble(batch.batch[0]), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(cache.read(batch.items), ensemble(Batch(batch.batch[0])), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("done", [0, 1, 3])
@@ -102,9 +104,9 @@ def test_a_chunks_batches_do_not_depend_on_what_is_missing(tmp_path: Path) -> No
     """Since the last bits of logits depend on the size of the batch."""
     sizes: list[int] = []
 
-    def teachers(inputs: Tensor) -> Tensor:
-        sizes.append(len(inputs))
-        return Counted()(inputs)
+    def teachers(batch: Batch) -> Tensor:
+        sizes.append(len(batch))
+        return Counted()(batch)
 
     filled(LogitCache.open(tmp_path, KEY, CHUNK), teachers)
     assert sizes == [7, 7, 2] * 3 + [7, 5]
@@ -168,8 +170,8 @@ def test_samples_and_transforms_that_changed(tmp_path: Path) -> None:
 
 
 def test_non_finite_logits_are_named(tmp_path: Path) -> None:
-    def teachers(inputs: Tensor) -> Tensor:
-        return Counted()(inputs) / (inputs - bad).flatten(1).any(1)[:, None].float()
+    def teachers(batch: Batch) -> Tensor:
+        return Counted()(batch) / (batch.inputs - bad).flatten(1).any(1)[:, None].float()
 
     bad = Views(DATASET, V, SEED)[37].sample[0]
     cache = LogitCache.open(tmp_path, KEY, CHUNK)
@@ -187,9 +189,9 @@ def test_random_states_are_as_before(tmp_path: Path) -> None:
 def test_no_gradients(tmp_path: Path) -> None:
     weight = torch.ones((), requires_grad=True)
 
-    def teachers(inputs: Tensor) -> Tensor:
-        assert not (inputs * weight).requires_grad
-        return Counted()(inputs)
+    def teachers(batch: Batch) -> Tensor:
+        assert not (batch.inputs * weight).requires_grad
+        return Counted()(batch)
 
     assert filled(LogitCache.open(tmp_path, KEY, CHUNK), teachers) == 60
 
@@ -199,7 +201,7 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="cache is for 60 items, 2 views a sample and seed 11; these views are 62"):
         filled(cache, Counted(), Augmented(31))
     with pytest.raises(ArgumentError, match="these views are 60, 2 and 12"):
-        fill(cache, Views(DATASET, V, 12), Counted(), inputs_and_labels, default_collate, batch_size=7)
+        fill(cache, Views(DATASET, V, 12), Counted(), BatchReader(), default_collate, batch_size=7)
     with pytest.raises(ArgumentError, match="makes 6 inputs of 7 samples"):
         filled(cache, Counted(), collate_fn=lambda samples: default_collate(samples[1:]))
     for wrong in (lambda x: Counted()(x)[:1], lambda x: Counted()(x)[0], lambda x: Counted()(x)[:, 1:]):

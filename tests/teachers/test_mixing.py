@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from lightning_ckptkd import ArgumentError, DistillationModule, TeacherCache
 from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, MSELoss, combine_logits
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.teachers import AllTeachers
 from lightning_ckptkd.teachers.mixing import CutMix, Mix, Mixup, Pairs, cut_box, cutmix, mixup
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
@@ -308,7 +310,7 @@ def test_live_teachers_see_what_the_student_sees(tmp_path: Path, harvest: Path, 
         assert torch.equal(watch.student[place], mixed)
         changed.append(not torch.allclose(mixed, x))
         assert all(torch.equal(seen, mixed) for seen in watch.teachers[2 * place : 2 * place + 2])
-        s, t, partners = watch.logits[place], teachers(mixed), y[pairs.permutation]
+        s, t, partners = watch.logits[place], teachers(Batch(mixed)), y[pairs.permutation]
         ce = pairs.lam * F.cross_entropy(s, y) + (1 - pairs.lam) * F.cross_entropy(s, partners)
         kd = pairs.lam * used(s, t, y) + (1 - pairs.lam) * used(s, t, partners)
         torch.testing.assert_close(watch.losses[place] * 2, 0.3 * ce + 0.7 * kd)  # halved, as Lightning accumulates
@@ -331,7 +333,7 @@ def test_from_the_cache(tmp_path: Path, harvest: Path, mix: Mix, kd_loss: Any) -
     for place, (x, y) in enumerate(DigitsData(shuffle=False).train_dataloader()):
         mixed, pairs = mix(x, place, place, 0)
         assert torch.equal(watch.student[place], mixed)
-        own, s = teachers(x), watch.logits[place]
+        own, s = teachers(Batch(x)), watch.logits[place]
         partners = torch.stack([own[:, partner] for partner in pairs.permutation.tolist()], 1)
         ce = pairs.lam * F.cross_entropy(s, y) + (1 - pairs.lam) * F.cross_entropy(s, y[pairs.permutation])
         kd = pairs.lam * used(s, own) + (1 - pairs.lam) * used(s, partners)
@@ -361,7 +363,7 @@ def test_the_logged_loss_and_evaluation(tmp_path: Path, harvest: Path) -> None:
 def test_before_the_teachers_come(tmp_path: Path, harvest: Path) -> None:
     for cache in (None, TeacherCache(tmp_path / "cache")):
         watch, mix = Inputs(), Mixup(1.0)
-        distil(tmp_path, harvest, watch, mix=mix, kd_from_epoch=1, cache=cache)
+        distil(tmp_path, harvest, watch, mix=mix, schedule=AllTeachers(from_epoch=1), cache=cache)
         assert cache is not None or watch.teachers == []
         for place, (x, y) in enumerate(DigitsData(shuffle=False).train_dataloader()):
             pairs = mix(x, place, place, 0)[1]

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from lightning_ckptkd import ArgumentError
-from lightning_ckptkd.teachers import Progressive, RandomTeacher, Route
+from lightning_ckptkd.teachers import AllTeachers, Progressive, RandomTeacher, Route, TeacherSchedule
 
 EPOCHS = [9, 2, 5]  # the best first, as a selection gives them
 
@@ -38,3 +38,21 @@ def test_a_route() -> None:
         schedule.check([2, 9])
     with pytest.raises(ArgumentError, match=r"stages=.1: 5. should start with the student's epoch 0"):
         Route({1: 5})
+
+
+def test_epochs_with_teachers() -> None:
+    assert AllTeachers().teachers(EPOCHS, 0, 0, 0.0) == [0, 1, 2]
+    for schedule in (AllTeachers(2, 4), RandomTeacher(0, 2, 4), Progressive(True, 2, 4), Route({0: 5}, 2, 4)):
+        assert [schedule.teaches(epoch) for epoch in range(6)] == [False, False, True, True, False, False]
+    assert all(AllTeachers(from_epoch=1).teaches(epoch) for epoch in (1, 10**6))
+
+    class Own(TeacherSchedule):
+        """One that was written before there were such epochs."""
+
+        def __init__(self) -> None:
+            pass
+
+        def teachers(self, *_: object) -> list[int]:
+            return [0]
+
+    assert Own().teaches(0)
