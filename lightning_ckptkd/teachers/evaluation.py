@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_ckptkd.tasks.base import Rows, Task
+from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.rows import Rows
 from lightning_ckptkd.teachers.objective import Objective
 from lightning_ckptkd.teachers.panel import TeacherPanel
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.losses import DKDLoss, LogitLoss
 from lightning_ckptkd.losses.arguments import check_temperature
-from lightning_ckptkd.tasks.base import Rows, Task
+from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.infer import infer_task, make_task
+from lightning_ckptkd.tasks.rows import Rows
 from lightning_ckptkd.teachers.mixing import Pairs
 from lightning_ckptkd.teachers.panel import TeacherPanel
 
