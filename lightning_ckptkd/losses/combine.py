@@ -73,6 +73,8 @@ def combine_logits(teacher_logits: Tensor, how: str, temperature: float, weights
             f"{tuple(teacher_logits.shape)}. Put those of one teacher through unsqueeze(0)."
         )
     logits = at_least_float32(teacher_logits)
+    if how == "logits" and weights is None and len(logits):
+        return logits.mean(0)
     shares = normalised_weights(weights, logits)[:, None, None]
     if how == "logits":
         return (shares * logits).sum(0)

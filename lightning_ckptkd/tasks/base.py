@@ -172,7 +172,7 @@ class Task(ABC):
         kept = self.kept(flat)
         if kept is not None:
             student, flat = student[kept], flat[kept]
-            teachers = None if teachers is None else teachers[:, kept]
+            teachers = None if teachers is None else teachers.index_select(1, kept)
         return Rows(student, teachers, flat)
 
     def hard_loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ HF = {"input_ids": IDS, "attention_mask": MASK}
             {**HF, "index": INDEX, "text": ["a"] * 4},
             (IDS, {"attention_mask": MASK}),
         ),
+        # so do transformers' others, none of whose parameters is required
+        (lambda pixel_values=None, **rest: (pixel_values, rest), {"image": X, "index": INDEX}, (X, {})),
         (lambda inputs: inputs, {"tokens": IDS, "lengths": INDEX}, {"tokens": IDS, "lengths": INDEX}),
         (lambda a, b: (a, b), (X, IDS), (X, IDS)),
         (lambda a, b=None: (a, b), (X, IDS), (X, IDS)),
