@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
@@ -35,8 +36,6 @@ def network(forward: Callable[..., Any]) -> nn.Module:
 
     def bound(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
-
-    import inspect
 
     own = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     signature = inspect.signature(forward)
