@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import at_least_float32
 
 _NO_INDEX = -100  # torch's, where nothing is ignored
+
+
+def as_weights(argument: str, weights: Sequence[float] | None) -> Tensor | None:
+    """Weights of a hard loss, float32; None where there are none.
+
+    Raises:
+        ArgumentError: If one is negative or not finite.
+    """
+    if weights is None:
+        return None
+    if not all(0 <= weight < float("inf") for weight in weights):
+        raise ArgumentError(f"{argument} should be finite and 0 or more, got {list(weights)}.")
+    return torch.tensor(list(weights), dtype=torch.float32)
 
 
 def cross_entropy(

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.label import head_gains, label_entropy
 from lightning_ckptkd.losses import KDLoss, LogitLoss
-from lightning_ckptkd.losses.hard import cross_entropy
+from lightning_ckptkd.losses.hard import as_weights, cross_entropy
 from lightning_ckptkd.tasks.metrics import RowAccuracy
 from lightning_ckptkd.tasks.rows import Labelled, Rows
 
@@ -59,7 +59,7 @@ class Task(ABC):
         if not 0 <= label_smoothing < 1:
             raise ArgumentError(f"label_smoothing should be in [0, 1), got {label_smoothing}.")
         self.ignore_index = ignore_index
-        self.class_weights = checked_weights("class_weights", class_weights)
+        self.class_weights = as_weights("class_weights", class_weights)
         self.label_smoothing = label_smoothing
 
     @abstractmethod
@@ -172,7 +172,7 @@ class Task(ABC):
         kept = self.kept(flat)
         if kept is not None:
             student, flat = student[kept], flat[kept]
-            teachers = None if teachers is None else teachers[:, kept]
+            teachers = None if teachers is None else teachers.index_select(1, kept)
         return Rows(student, teachers, flat)
 
     def hard_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -258,16 +258,3 @@ class Task(ABC):
             "class_weights": weights,
             "label_smoothing": self.label_smoothing,
         }
-
-
-def checked_weights(argument: str, weights: Sequence[float] | None) -> Tensor | None:
-    """Weights of a hard loss, float32; None where there are none.
-
-    Raises:
-        ArgumentError: If one is negative or not finite.
-    """
-    if weights is None:
-        return None
-    if not all(0 <= weight < float("inf") for weight in weights):
-        raise ArgumentError(f"{argument} should be finite and 0 or more, got {list(weights)}.")
-    return torch.tensor(list(weights), dtype=torch.float32)

@@ -9,8 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.losses.hard import binary_cross_entropy
-from lightning_ckptkd.tasks.base import Task, checked_weights
+from lightning_ckptkd.losses.hard import as_weights, binary_cross_entropy
+from lightning_ckptkd.tasks.base import Task
 
 NO_LABEL = -(2**31)  # of a float target that is no whole number, so that check_targets finds it
 
@@ -28,7 +28,7 @@ class YesOrNo(Task):
 
     def __init__(self, ignore_index: int | None, pos_weights: list[float] | None) -> None:
         super().__init__(ignore_index)
-        self._pos_weights = checked_weights("pos_weight", pos_weights)
+        self._pos_weights = as_weights("pos_weight", pos_weights)
 
     @override
     def flatten(self, output: Tensor, lead: int = 0) -> Tensor:

@@ -86,21 +86,21 @@ def takes_whole(network: nn.Module) -> bool:
 
 
 def _call_by_name(network: nn.Module, takes: _Signature, inputs: Mapping[str, Any]) -> Any:
-    known = {name: value for name, value in inputs.items() if name in takes.names}
+    named = {name: value for name, value in inputs.items() if name in takes.names}
+    known = dict(named)
     if takes.any_name:
         known |= {name: value for name, value in inputs.items() if name not in _BOOKKEEPING and tensors_in(value)}
     missing = [name for name in takes.required if name not in known]
-    if known and not missing:
+    if not missing and (named or (known and not takes.positional)):
         _tell_of_left_out(type(network).__name__, tuple(name for name in inputs if name not in known))
         return network(**known)
     if takes.takes(1) or (missing and missing == list(takes.positional[:1])):
-        alone = next((name for name in INPUT_NAMES if name in inputs and name not in takes.names), None)
+        alone = next((name for name in INPUT_NAMES if name in inputs and name not in named), None)
         if alone is not None:
-            others = {name: value for name, value in known.items() if name in takes.names}
-            left_out = tuple(name for name in inputs if name != alone and name not in others)
+            left_out = tuple(name for name in inputs if name != alone and name not in named)
             _tell_of_left_out(type(network).__name__, left_out)
-            return network(inputs[alone], **others)
-        if not known and takes.takes(1):
+            return network(inputs[alone], **named)
+        if not named and takes.takes(1):
             return network(inputs)
     raise ArgumentError(_refusal(network, takes, inputs))
 

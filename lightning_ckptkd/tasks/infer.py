@@ -56,7 +56,13 @@ def make_task(task: Task | str, ignore_index: int = _DEFAULT_IGNORE) -> Task | N
     return _make(task, ignore_index)
 
 
-def infer_task(output: Tensor, targets: Tensor, ignore_index: int = _DEFAULT_IGNORE, inputs: Any = None) -> Task:
+def infer_task(
+    output: Tensor,
+    targets: Tensor,
+    ignore_index: int = _DEFAULT_IGNORE,
+    inputs: Any = None,
+    model: str = "the network",
+) -> Task:
     """The task that an output (N, ...) and its targets (N, ...) are of; on a GPU this waits for it.
 
     Where two fit, the usual one is taken, and one log line says which and how to change it.
@@ -66,14 +72,17 @@ def infer_task(output: Tensor, targets: Tensor, ignore_index: int = _DEFAULT_IGN
         targets: Likewise.
         ignore_index: Of the task.
         inputs: What the network was called with; only for language models, whose targets are the ids among them.
+        model: Whose output it is, for messages.
 
     Raises:
         ArgumentError: If none fits; says what was seen and what works without a task.
     """
     found = _readings(output, targets, ignore_index, inputs)
     if not found:
+        if not targets.is_floating_point() and targets.dim() and targets.shape in ((len(targets),), (len(targets), 1)):
+            Multiclass(ignore_index=ignore_index).check(output, targets, model)  # what class indices go with
         raise ArgumentError(
-            f"No task fits an output of shape {tuple(output.shape)} and {targets.dtype} targets of shape "
+            f"No task fits an output of {model}, of shape {tuple(output.shape)}, and {targets.dtype} targets of shape "
             f"{tuple(targets.shape)}. Say with logits_key and target_key where both are, or with task= what they are: "
             f"{', '.join(TASKS)}, or a Task of your own. {STILL_WORKS}"
         )
@@ -100,8 +109,7 @@ def _readings(output: Tensor, targets: Tensor, ignore_index: int, inputs: Any) -
             return []
         if yes_or_no:
             return [Binary.name, *regression]
-        # whole numbers of one output (ages, counts) can be nothing else; below 0 they mean that there is none
-        return [Regression.name] if numbers or int(targets.min()) >= 0 else []
+        return regression  # integers may as well be the labels of a network that lost its classes
     if output.dim() == 2:
         if targets.shape == output.shape:
             soft = [SoftMulticlass.name] if bool(are_shares(targets).all()) else []

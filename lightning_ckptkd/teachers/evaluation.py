@@ -50,7 +50,7 @@ class Evaluation:
         student: Tensor = module(batch)
         places = list(range(len(self._panel)))
         teachers = self._panel.logits(batch, places) if places else None
-        rows = self._objective.rows(student, teachers, batch.targets, type(module.student).__name__)
+        rows = self._objective.rows(student, teachers, batch, type(module.student).__name__)
         self._objective.check_values(rows)
         if not len(rows.targets):
             return
@@ -59,11 +59,12 @@ class Evaluation:
             module.log(f"{stage}_loss", loss, prog_bar=True, batch_size=len(rows.targets), sync_dist=True)
         task = self._objective.task
         assert task is not None, "rows() has found it"
-        metrics = list(task.metrics(rows.student.shape[-1]))
+        units = task.num_units(student)
+        metrics = list(task.metrics(rows.student.shape[-1], units))
         for name, kind, logits, targets in self._pairs(rows, task, metrics, stage):
             key = f"{stage}_{name}_{number}"
             if key not in module._modules:
-                module.add_module(key, task.metrics(logits.shape[-1])[kind].to(module.device))
+                module.add_module(key, task.metrics(logits.shape[-1], units)[kind].to(module.device))
             metric: Any = module.get_submodule(key)
             metric(logits, targets)
             shown = name == metrics[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.losses import DKDLoss, LogitLoss
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.tasks.base import Task
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.infer import infer_task, make_task
 from lightning_ckptkd.tasks.rows import Rows
 from lightning_ckptkd.teachers.mixing import Pairs
@@ -57,6 +60,8 @@ class Objective:
                 "the teachers in the function that kd_loss gives."
             )
         self.task = make_task(task, ignore_index)
+        if self.task is not None:
+            self.task.check_kd_loss(kd_loss)
         self._panel, self._alpha, self._temperature, self._kd_loss = panel, alpha, temperature, kd_loss
         self._ignore_index = ignore_index
         self._values_checked = False
@@ -69,7 +74,7 @@ class Objective:
         self,
         student: Tensor,
         teachers: Tensor | None,
-        targets: Tensor,
+        batch: Batch,
         places: Sequence[int],
         student_name: str,
         *,
@@ -81,7 +86,7 @@ class Objective:
         Args:
             student: As in :meth:`rows`.
             teachers: Likewise.
-            targets: Likewise.
+            batch: Likewise.
             places: Of the teachers.
             student_name: For messages.
             cached: Whether the teachers' logits were read, of the samples before they were mixed; they were checked.
@@ -91,17 +96,18 @@ class Objective:
             ArgumentError: As :meth:`rows` and :meth:`check_values` do.
             TeacherError: Likewise.
         """
-        rows = self.rows(student, teachers, targets, student_name)
+        rows = self.rows(student, teachers, batch, student_name)
         self.check_values(rows, None if cached else teachers, places)
         loss = self.loss(rows, places)
         if pairs is not None:
             if teachers is not None and cached:
                 teachers = teachers[:, pairs.permutation]
-            partners = self.rows(student, teachers, targets[pairs.permutation], student_name)
+            partner = replace(batch, targets=batch.targets[pairs.permutation])
+            partners = self.rows(student, teachers, partner, student_name)
             loss = pairs.average(loss, self.loss(partners, places))
         return loss, len(rows.targets)
 
-    def rows(self, student: Tensor, teachers: Tensor | None, targets: Tensor, student_name: str) -> Rows:
+    def rows(self, student: Tensor, teachers: Tensor | None, batch: Batch, student_name: str) -> Rows:
         """Outputs of a batch as rows, their shapes checked against each other and the targets.
 
         At the first batch this finds the task, where nobody named it.
@@ -109,21 +115,22 @@ class Objective:
         Args:
             student: Shape (N, ...).
             teachers: Shape (M, N, ...); None where none ran.
-            targets: Shape (N, ...).
+            batch: With targets (N, ...).
             student_name: For messages.
 
         Raises:
             ArgumentError: If an output and the targets are not the task's, or the task not that of the selection.
             TeacherError: If student and teachers have different shapes.
         """
+        targets, name = batch.targets, f"the student ({student_name})"
         if self.task is None:
-            self.task = infer_task(student, targets, self._ignore_index)
+            with _student_option():
+                self.task = infer_task(student, targets, self._ignore_index, batch.inputs, name)
+            self.task.check_kd_loss(self._kd_loss)
+            self.check_selected()
         task = self.task
-        self.check_selected()
-        try:
-            task.check(student, targets, f"the student ({student_name})")
-        except ArgumentError as error:  # a task knows only the teachers' option by name
-            raise ArgumentError(str(error).replace(" logits_key", " student_logits_key")) from None
+        with _student_option():
+            task.check(student, targets, name)
         if teachers is not None and teachers.shape[1:] != student.shape:
             task.check(teachers[0], targets, "a teacher")
             own, theirs = task.flatten(student).shape, task.flatten(teachers, 1).shape[1:]
@@ -193,12 +200,8 @@ class Objective:
         return loss + self._alpha * self._hard_loss(rows) if self._alpha > 0 else loss
 
     def _hard_loss(self, rows: Rows) -> Tensor:
-        """The task's; zero where every target is ignored, of which the mean would be 0 / 0."""
         assert self.task is not None, "rows() comes first"
-        loss = self.task.hard_loss(rows.student, rows.targets)
-        if rows.targets.is_floating_point():
-            return loss
-        return torch.where(self._ignored(rows).all(), torch.zeros_like(loss), loss)
+        return self.task.hard_loss(rows.student, rows.targets)
 
     def _ignored(self, rows: Rows) -> Tensor:
         assert self.task is not None, "rows() comes first"
@@ -207,12 +210,19 @@ class Objective:
 
     def _check_targets(self, rows: Rows) -> None:
         assert self.task is not None, "rows() comes first"
+        self.task.check_targets(rows.targets, rows.student.shape[-1], partial=True)
         ignored = self._ignored(rows)
-        if bool(ignored.all()):
-            return  # of one batch: teachers need no targets
-        self.task.check_targets(rows.targets, rows.student.shape[-1])
         if rows.teachers is not None and isinstance(self._kd_loss, DKDLoss) and bool(ignored.any()):
             raise ArgumentError(
                 f"kd_loss=DKDLoss needs a label for each sample, but {int(ignored.sum())} of {len(rows.targets)} in a "
                 f"batch are ignore_index={self.task.ignore_index}. Give KDLoss, or leave these samples out of the data."
             )
+
+
+@contextmanager
+def _student_option() -> Iterator[None]:
+    """Errors about a student's output name its option: a task knows only the teachers' by name."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace(" logits_key", " student_logits_key")) from None

@@ -8,7 +8,14 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from lightning_ckptkd.information.folds import assign_folds
-from lightning_ckptkd.information.label import accuracy, head_gains, label_entropy
+from lightning_ckptkd.information.label import (
+    accuracy,
+    gains_by_sample,
+    gaussian_head_gains,
+    head_gains,
+    label_entropy,
+    tempered_costs,
+)
 from lightning_ckptkd.information.logistic import _fit, logistic_gains
 
 
@@ -94,3 +101,67 @@ def test_the_probe_is_the_one_that_scikit_learn_finds() -> None:
 def test_a_class_that_a_fold_lacks() -> None:
     labels = torch.cat([torch.zeros(99, dtype=torch.long), torch.ones(1, dtype=torch.long)])
     assert math.isfinite(by_probe(torch.randn(100, 3), labels))
+
+
+def test_shares_are_labels_that_are_not_sure() -> None:
+    logits, shares = torch.randn(60, 4).double(), torch.randn(60, 4).double().softmax(1)
+    by_class = torch.stack([tempered_costs(logits, torch.full((60,), label)) for label in range(4)], 1)
+    torch.testing.assert_close(tempered_costs(logits, shares), (shares[..., None] * by_class).sum(1))
+    assert label_entropy(shares) == pytest.approx(float(torch.special.entr(shares.mean(0)).sum()))
+    assert float(head_gains(logits, shares, assign_folds(60, 5, 0)).mean()) <= label_entropy(shares)
+
+
+def test_many_classes_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = torch.randn(50, 7), torch.randint(7, (50,))
+    whole = tempered_costs(logits, labels)
+    monkeypatch.setattr("lightning_ckptkd.information.label._AT_ONCE", 7 * 8)
+    assert torch.equal(tempered_costs(logits, labels), whole)
+
+
+def test_a_single_fold_has_no_other_to_fit_a_temperature() -> None:
+    logits, labels = torch.randn(50, 3), torch.randint(3, (50,))
+    gains = head_gains(logits, labels, torch.zeros(50).long())
+    plain = label_entropy(labels) - float(F.cross_entropy(logits.double(), labels))
+    assert float(gains.mean()) == pytest.approx(plain)
+    assert bool(gaussian_head_gains(logits, logits + 1, torch.zeros(50).long()).isfinite().all())
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.9])
+def test_a_gaussian_channel(rho: float) -> None:
+    features = torch.randn(20_000, 2)
+    targets = rho * features + math.sqrt(1 - rho**2) * torch.randn(20_000, 2)
+    gains = gaussian_head_gains(rho * features, targets, assign_folds(20_000, 5, 0))
+    truth = -math.log(1 - rho**2)  # of two dimensions
+    assert float(gains.mean()) == pytest.approx(truth, abs=3 * float(gains.std()) / math.sqrt(20_000))
+    shifted = gaussian_head_gains(1e4 + 50 * rho * features, 1e4 + 50 * targets, assign_folds(20_000, 5, 0))
+    assert float(shifted.mean()) == pytest.approx(float(gains.mean()), abs=1e-3)  # of float32 inputs
+
+
+def test_gains_by_sample_have_the_sum_of_the_units_means_for_their_mean() -> None:
+    samples, units = torch.randint(30, (200,)), torch.randint(3, (200,))
+    samples[samples == 7] = 8  # one without a row
+    gains = torch.randn(200)
+    expected = sum(float(gains[units == unit].double().mean()) for unit in range(3))
+    values = gains_by_sample(gains, samples, 30, units)
+    assert values.shape == (30,) and values.dtype == torch.float64
+    assert float(values.mean()) == pytest.approx(expected, rel=1e-12)
+    assert float(values[7]) == pytest.approx(expected, rel=1e-12)
+    alone = gains_by_sample(gains, torch.arange(200), 200)
+    torch.testing.assert_close(alone, gains.double())
+
+
+def test_the_error_over_samples_is_that_of_a_ratio_of_sums() -> None:
+    """Samples of very different sizes, whose rows are alike: what the sizes are adds nothing to the error."""
+    sizes = torch.randint(1, 40, (500,))
+    samples = torch.arange(500).repeat_interleave(sizes)
+    values = gains_by_sample(torch.full((len(samples),), 2.0), samples, 500)
+    torch.testing.assert_close(values, torch.full((500,), 2.0, dtype=torch.float64))
+    means = []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        sizes = torch.randint(1, 40, (300,), generator=generator)
+        samples = torch.arange(300).repeat_interleave(sizes)
+        gains = torch.randn(300, generator=generator)[samples]  # rows of a sample go together
+        means.append(float(gains.mean()))
+    last = gains_by_sample(gains, samples, 300)
+    assert float(last.std()) / math.sqrt(300) == pytest.approx(float(torch.tensor(means).std()), rel=0.2)

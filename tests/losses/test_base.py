@@ -148,3 +148,11 @@ def test_bad_shapes(combine: str) -> None:
         module(student, logits(1, 3, 6, 5), weights=WEIGHTS[:2])
     with pytest.raises(ArgumentError, match=r"weights should be finite, 0 or more"):
         module(student, logits(1, 3, 6, 5), weights=-WEIGHTS)
+
+
+@pytest.mark.parametrize("loss", [KDLoss(), DKDLoss(), DISTLoss(), MSELoss(), KDLoss(combine="per_teacher")])
+def test_a_batch_without_samples_costs_nothing(loss: LogitLoss) -> None:
+    student = torch.zeros(0, 4, requires_grad=True)
+    found = loss(student, torch.zeros(2, 0, 4), torch.zeros(0, dtype=torch.long))
+    found.backward()
+    assert float(found) == 0

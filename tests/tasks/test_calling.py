@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
@@ -36,8 +37,6 @@ def network(forward: Callable[..., Any]) -> nn.Module:
     def bound(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
-    import inspect
-
     own = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     signature = inspect.signature(forward)
     bound.__signature__ = signature.replace(parameters=own + list(signature.parameters.values()))  # type: ignore[attr-defined]
@@ -72,6 +71,8 @@ HF = {"input_ids": IDS, "attention_mask": MASK}
             {**HF, "index": INDEX, "text": ["a"] * 4},
             (IDS, {"attention_mask": MASK}),
         ),
+        # so do transformers' others, none of whose parameters is required
+        (lambda pixel_values=None, **rest: (pixel_values, rest), {"image": X, "index": INDEX}, (X, {})),
         (lambda inputs: inputs, {"tokens": IDS, "lengths": INDEX}, {"tokens": IDS, "lengths": INDEX}),
         (lambda a, b: (a, b), (X, IDS), (X, IDS)),
         (lambda a, b=None: (a, b), (X, IDS), (X, IDS)),

@@ -41,7 +41,6 @@ ROWS: list[tuple[str, Tensor, Tensor, Any, str | None]] = [
     ("causal_lm", torch.randn(N, 6, 9), IDS.where(IDS > 2, -100), IDS, None),
     ("regression", torch.randn(N), torch.randn(N), None, None),
     ("regression", torch.randn(N, 1), torch.randn(N), None, None),
-    ("regression", torch.randn(N, 1), torch.tensor([3, 70, 41, 1, 0, 2, 5, 9]), None, None),
     ("regression", torch.randn(N, 4), torch.randn(N, 4), None, None),
     ("regression", torch.randn(N, 1, 4, 4), torch.randn(N, 4, 4), None, None),
 ]
@@ -92,22 +91,40 @@ def test_labels_that_mean_none(ignored: int) -> None:
         (torch.randn(N, 3), torch.randn(N)),
         (torch.randn(N, 3), torch.randn(N, 2)),
         (torch.randn(N, 3), MANY - 1),
-        (torch.randn(N, 3), LABELS[:5]),
         (torch.randn(N, 128), torch.randn(N, 3, 32, 32)),  # two views: an embedding and an image
         (torch.randn(N, 1, 4, 5), PIXELS),
         (torch.randn(N, 3, 8, 10), PIXELS),
         (torch.randn(N, 1), torch.tensor([0, 1, -1, 0, 0, 1, 1, 1])),
-        (torch.randn(()), YES_NO),
+        (torch.randn(N, 1), torch.tensor([3, 70, 41, 1, 0, 2, 5, 9])),
         (torch.ones(N, 3).long(), LABELS),
     ],
 )
 def test_what_fits_none(output: Tensor, targets: Tensor) -> None:
     with pytest.raises(
-        ArgumentError, match=r"No task fits an output of shape .*rule='full', 'half' or 'spaced'"
+        ArgumentError, match=r"No task fits an output of the network, of shape .*rule='full', 'half' or 'spaced'"
     ) as found:
         infer_task(output, targets)
     assert str(tuple(output.shape)) in str(found.value) and str(targets.dtype) in str(found.value)
     assert "task=" in str(found.value) and "multilabel" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("output", "targets", "message"),
+    [
+        (
+            torch.randn(N, 3),
+            LABELS[:5],
+            r"5 samples should have .* \(5, K\), but those of Net have \(8, 3\)",
+        ),
+        (torch.randn(()), YES_NO, r"shape \(N, K\), but those of Net have \(\)"),
+        (torch.randn(N), LABELS, r"shape \(N, K\), but those of Net have \(8,\)"),
+    ],
+)
+def test_class_indices_are_labels(output: Tensor, targets: Tensor, message: str) -> None:
+    """What can be told from them is said as for classification, and whole numbers are not guessed to be amounts."""
+    with pytest.raises(ArgumentError, match=message):
+        infer_task(output, targets, model="Net")
+    assert infer_task(torch.randn(N), LABELS.float()).name == "regression"
 
 
 def test_what_the_error_advises() -> None:

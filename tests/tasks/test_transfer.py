@@ -64,14 +64,7 @@ def classes(pl: Any) -> tuple[type[Any], type[Any]]:
         def val_dataloader(self) -> Any:
             return [DataLoader(TensorDataset(X, Y), batch_size=4) for _ in range(2)]
 
-    return (
-        (
-            type("HookedModule", (Hooks, Module), {}),
-            type("HookedData", (Hooks, PlainData), {}),
-        )
-        if pl is not None
-        else (Module, PlainData)
-    )
+    return type("HookedModule", (Hooks, Module), {}), type("HookedData", (Hooks, PlainData), {})
 
 
 def plain(pl: Any) -> tuple[type[Any], type[Any]]:
