@@ -12,7 +12,7 @@ from lightning_ckptkd.losses import DKDLoss, LogitLoss
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.tasks.base import Rows, Task
 from lightning_ckptkd.tasks.infer import infer_task, make_task
-from lightning_ckptkd.teachers.mixing import Pairs
+from lightning_ckptkd.teachers.mixing import Pairs, check_cached_mix
 from lightning_ckptkd.teachers.panel import TeacherPanel
 
 KDFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -95,6 +95,7 @@ class Objective:
         loss = self.loss(rows, places)
         if pairs is not None:
             if teachers is not None and cached:
+                check_cached_mix(self._kd_loss)  # a task of the user's may have brought one
                 teachers = teachers[:, pairs.permutation]
             partners = self.rows(student, teachers, targets[pairs.permutation], student_name)
             loss = pairs.average(loss, self.loss(partners, places))
