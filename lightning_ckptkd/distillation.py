@@ -233,9 +233,7 @@ class DistillationModule(MovedOptions, LightningModule):
             student = self(read)
             teachers = panel.logits(read, places, cached) if places else None
         name = type(self.student).__name__
-        loss, count = objective.step(
-            student, teachers, read.targets, places, name, cached=cached is not None, pairs=pairs
-        )
+        loss, count = objective.step(student, teachers, read, places, name, cached=cached is not None, pairs=pairs)
         found, term = panel.match(features)
         if found is not None:
             self.log("train_feature_loss", found, on_step=False, on_epoch=True, batch_size=len(read), sync_dist=True)

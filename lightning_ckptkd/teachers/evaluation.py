@@ -49,7 +49,7 @@ class Evaluation:
         student: Tensor = module(batch)
         places = list(range(len(self._panel)))
         teachers = self._panel.logits(batch, places) if places else None
-        rows = self._objective.rows(student, teachers, batch.targets, type(module.student).__name__)
+        rows = self._objective.rows(student, teachers, batch, type(module.student).__name__)
         self._objective.check_values(rows)
         if not len(rows.targets):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.losses import DKDLoss, LogitLoss
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.tasks.base import Rows, Task
+from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.infer import infer_task, make_task
 from lightning_ckptkd.teachers.mixing import Pairs, check_cached_mix
 from lightning_ckptkd.teachers.panel import TeacherPanel
@@ -68,7 +70,7 @@ class Objective:
         self,
         student: Tensor,
         teachers: Tensor | None,
-        targets: Tensor,
+        batch: Batch,
         places: Sequence[int],
         student_name: str,
         *,
@@ -80,7 +82,7 @@ class Objective:
         Args:
             student: As in :meth:`rows`.
             teachers: Likewise.
-            targets: Likewise.
+            batch: Likewise.
             places: Of the teachers.
             student_name: For messages.
             cached: Whether the teachers' logits were read, of the samples before they were mixed; they were checked.
@@ -90,18 +92,18 @@ class Objective:
             ArgumentError: As :meth:`rows` and :meth:`check_values` do.
             TeacherError: Likewise.
         """
-        rows = self.rows(student, teachers, targets, student_name)
+        rows = self.rows(student, teachers, batch, student_name)
         self.check_values(rows, None if cached else teachers, places)
         loss = self.loss(rows, places)
         if pairs is not None:
             if teachers is not None and cached:
                 check_cached_mix(self._kd_loss)  # a task of the user's may have brought one
                 teachers = teachers[:, pairs.permutation]
-            partners = self.rows(student, teachers, targets[pairs.permutation], student_name)
-            loss = pairs.average(loss, self.loss(partners, places))
+            partners = replace(batch, targets=batch.targets[pairs.permutation])
+            loss = pairs.average(loss, self.loss(self.rows(student, teachers, partners, student_name), places))
         return loss, len(rows.targets)
 
-    def rows(self, student: Tensor, teachers: Tensor | None, targets: Tensor, student_name: str) -> Rows:
+    def rows(self, student: Tensor, teachers: Tensor | None, batch: Batch, student_name: str) -> Rows:
         """Outputs of a batch as rows, their shapes checked against each other and the targets.
 
         At the first batch this finds the task, where nobody named it.
@@ -109,13 +111,14 @@ class Objective:
         Args:
             student: Shape (N, ...).
             teachers: Shape (M, N, ...); None where none ran.
-            targets: Shape (N, ...).
+            batch: N samples.
             student_name: For messages.
 
         Raises:
             ArgumentError: If an output and the targets are not the task's, or the task not that of the selection.
             TeacherError: If student and teachers have different shapes.
         """
+        targets: Tensor = batch.targets
         if self.task is None:
             self.task = infer_task(student, targets, self._ignore_index)
         task = self.task
