@@ -37,7 +37,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     if temperature > _CANCELS_ABOVE:
         exact = _divergence(*logit_pair(student_logits.detach(), teacher_logits.detach()), temperature)
         exact = torch.where(exact.isfinite(), exact, divergence)  # logits so far apart that exp overflows do not cancel
-        divergence = divergence + (exact - divergence).detach()
+        divergence = exact.detach() + (divergence - divergence.detach())
     return divergence * temperature**2
 
 

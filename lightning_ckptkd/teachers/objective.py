@@ -16,7 +16,7 @@ from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.infer import infer_task, make_task
 from lightning_ckptkd.tasks.rows import Rows
-from lightning_ckptkd.teachers.mixing import Pairs
+from lightning_ckptkd.teachers.mixing import Pairs, check_cached_mix
 from lightning_ckptkd.teachers.panel import TeacherPanel
 
 KDFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -101,6 +101,7 @@ class Objective:
         loss = self.loss(rows, places)
         if pairs is not None:
             if teachers is not None and cached:
+                check_cached_mix(self._kd_loss)  # a task of the user's may have brought one
                 teachers = teachers[:, pairs.permutation]
             partner = replace(batch, targets=batch.targets[pairs.permutation])
             partners = self.rows(student, teachers, partner, student_name)

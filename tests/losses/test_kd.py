@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from torch.nn import functional as F
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import KDLoss, kd_loss
@@ -84,3 +85,47 @@ def test_bad_arguments() -> None:
         kd_loss(student, student[:1], 1.0)
     with pytest.raises(ArgumentError, match=r"\(4,\) and \(4,\)"):
         kd_loss(student[:, 0], student[:, 0], 1.0)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("difference", [1e-3, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("temperature", [20.0, 100.0, 1000.0])
+def test_the_value_at_high_temperatures(temperature: float, difference: float, classes: int) -> None:
+    """Of float32 logits that are nearly the teacher's, where the usual sum is all rounding."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = 3 * torch.randn(64, classes, generator=generator)
+    student = teacher + difference * torch.randn(64, classes, generator=generator)
+    expected = longdouble_reference(student.numpy(), teacher.numpy(), temperature)
+    assert float(kd_loss(student, teacher, temperature)) == pytest.approx(expected, rel=1e-4)
+    assert float(kd_loss(student.double(), teacher.double(), temperature)) == pytest.approx(expected, rel=1e-5)
+
+
+def longdouble_reference(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    """The usual sum, in numbers of 19 digits where the machine has them."""
+    logs = []
+    for logits in (student, teacher):
+        scaled = logits.astype(np.longdouble) / np.longdouble(temperature)
+        scaled -= scaled.max(1, keepdims=True)
+        logs.append(scaled - np.log(np.exp(scaled).sum(1, keepdims=True)))
+    return float((np.exp(logs[1]) * (logs[1] - logs[0])).sum(1).mean() * temperature**2)
+
+
+@pytest.mark.parametrize("temperature", [5.0, 10.0, 10.1, 100.0])
+def test_the_gradient_and_usual_temperatures_are_the_usual_sums(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(8, 10, generator=generator, requires_grad=True) for _ in range(2))
+    logs = [F.log_softmax(logits / temperature, 1) for logits in (student, teacher)]
+    usual = F.kl_div(*logs, reduction="batchmean", log_target=True) * temperature**2
+    found = kd_loss(student, teacher, temperature)
+    for a, b in zip(
+        torch.autograd.grad(found, (student, teacher)), torch.autograd.grad(usual, (student, teacher)), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert torch.equal(found, usual) is (temperature <= 10)
+
+
+def test_logits_far_apart_at_a_high_temperature() -> None:
+    student, teacher = torch.tensor([[5e4, 0.0]]), torch.tensor([[0.0, 5e4]])
+    assert float(kd_loss(student, teacher, 20.0)) == pytest.approx(5e4 / 20 * 400, rel=1e-5)
+    same = torch.randn(4, 10)
+    assert float(kd_loss(same, same, 100.0)) == 0
