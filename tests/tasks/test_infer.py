@@ -94,8 +94,6 @@ def test_labels_that_mean_none(ignored: int) -> None:
         (torch.randn(N, 128), torch.randn(N, 3, 32, 32)),  # two views: an embedding and an image
         (torch.randn(N, 1, 4, 5), PIXELS),
         (torch.randn(N, 3, 8, 10), PIXELS),
-        (torch.randn(N, 1), torch.tensor([0, 1, -1, 0, 0, 1, 1, 1])),
-        (torch.randn(N, 1), torch.tensor([3, 70, 41, 1, 0, 2, 5, 9])),
         (torch.ones(N, 3).long(), LABELS),
     ],
 )
@@ -117,6 +115,12 @@ def test_what_fits_none(output: Tensor, targets: Tensor) -> None:
             r"5 samples should have .* \(5, K\), but those of Net have \(8, 3\)",
         ),
         (torch.randn(()), YES_NO, r"shape \(N, K\), but those of Net have \(\)"),
+        (
+            torch.randn(N, 1),
+            torch.tensor([3, 70, 41, 1, 0, 2, 5, 9]),
+            "task='binary' .*, task='regression' for numbers",
+        ),
+        (torch.randn(N, 1), torch.tensor([0, 1, -1, 0, 0, 1, 1, 1]), "task='binary' for targets of 0 and 1"),
         (torch.randn(N), LABELS, r"shape \(N, K\), but those of Net have \(8,\)"),
     ],
 )
