@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.label import head_gains
+from lightning_ckptkd.information.label import head_gains, label_entropy
 from lightning_ckptkd.losses import KDLoss, LogitLoss
 
 
@@ -181,6 +181,31 @@ class Task(ABC):
             Nats, shape (R,), float64. Its mean is I(Y;F).
         """
         return head_gains(logits, targets, folds)
+
+    def label_entropy(self, targets: Tensor) -> float:
+        """H(Y) of rows (R,) of targets in nats: the most that I(Y;F) could be; NaN where it has no bound."""
+        return label_entropy(targets)
+
+    def costs(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """-log q(y|f) of each row by the network's own head as it is, without a fitted temperature.
+
+        Args:
+            logits: Shape (R, K).
+            targets: Shape (R,), without ``ignore_index``.
+
+        Returns:
+            Nats, shape (R,), float64.
+        """
+        return F.cross_entropy(logits.double(), targets, reduction="none")
+
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+        """Which rows are predicted correctly, shape (R,), bool; None where a prediction is not right or wrong.
+
+        Args:
+            logits: Shape (R, K).
+            targets: Shape (R,); where it is ``ignore_index``, the answer is False.
+        """
+        return logits.argmax(1) == targets
 
     def describe(self) -> dict[str, Any]:
         """Name and options, for the record."""
