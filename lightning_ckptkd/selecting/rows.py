@@ -17,6 +17,7 @@ from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch, split
 
 MOST_ROWS = 64  # of a sample, of which logits are kept
+_MIXER = 2654435761  # Knuth's multiplier: samples of one seed have none of another's draws
 _MOST_NUMBERS = 2**26  # of all logits that are kept: 256 MiB in float32
 
 
@@ -160,7 +161,7 @@ def draw_rows(samples: Tensor, most: int, seed: int) -> Tensor:
     drawn, start = [], 0
     generator = torch.Generator()
     for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-        generator.manual_seed(((seed << 32) + number) % 2**63)
+        generator.manual_seed((_MIXER * seed + number) % 2**32)  # of more bits it takes the lower 32
         drawn.append(start + torch.randperm(count, generator=generator)[:most].sort().values)
         start += count
     return torch.cat(drawn)
