@@ -38,7 +38,7 @@ def format_selection(selection: Selection, words: Words, store: SnapshotStore) -
     """
     columns = [
         *words.columns,
-        Column("accuracy", "accuracy %"),
+        Column("accuracy", "accuracy %", percent=True),
         Column("score", words.score, "score_error"),
         Column("student_information", "I(Y;S) nats", "student_error"),
     ]
@@ -82,7 +82,7 @@ def _title(selection: Selection) -> str:
 
 def _cell(candidate: Candidate, column: Column) -> str:
     value, error = getattr(candidate, column.field), getattr(candidate, column.error) if column.error else None
-    if column.field == "accuracy" and value is not None:
+    if column.percent and value is not None:
         return f"{100 * value:.1f}"
     return _number(value, error)
 

@@ -159,7 +159,7 @@ def test_no_forward_and_odd_shapes() -> None:
         find(NoForward(), X, None, need_spatial=False)
     with pytest.raises(ArgumentError, match=r"layer='0' gives the shape \(6,\)"):
         extract(nn.Sequential(nn.Flatten(0)), X[:, 0, 0, 0], Layers("0", False, None))
-    with pytest.raises(ArgumentError, match="gives tuple of 2 .*; name a layer that gives one tensor"):
+    with pytest.raises(ArgumentError, match=r"gives tuple of 2 .*; name a layer that gives one tensor"):
         extract(Wrapped(tuple), X, Layers("", False, None), key=1)
     with pytest.raises(ArgumentError, match=r"layer='0' gives the shape \(48, 8\) for 6 samples"):
         extract(nn.Sequential(nn.Flatten(0, 2)), X, Layers("0", False, None, False))

@@ -13,11 +13,13 @@ class Column:
         field: Name of the attribute of a candidate.
         header: What the table calls it, with its unit.
         error: Name of the attribute with its standard error; empty if it has none.
+        percent: Whether it is a share that is shown in per cent.
     """
 
     field: str
     header: str
     error: str = ""
+    percent: bool = False
 
 
 @dataclass(frozen=True)
