@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks.students import open_students, task_parser
 from benchmarks.tasks import TASKS
 from lightning_ckptkd import MISelector
-from lightning_ckptkd.selecting.report import PICTURE_NAME, format_table
+from lightning_ckptkd.selecting.picture import PICTURE_NAME
+from lightning_ckptkd.selecting.report import format_table
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "planes"

@@ -127,11 +127,11 @@ MUTATIONS = [
     Mutation("weights as large as their file", "snapshots/checkpoint_file.py", "        self.check_size(plan_layout(weights).data_bytes)\n", "", ("checkpoint",)),
     Mutation("errors of unpickled objects", "snapshots/checkpoint_file.py", "        except Exception as error:  # what is in", "        except ZeroDivisionError as error:  # what is in", ("checkpoint", "untrusted")),
     Mutation("bounded hyper-parameters", "snapshots/fields.py", "    if depth < 0 or room[0] < 0:", "    if False:", ("untrusted",)),
-    Mutation("NaN is not scored", "selecting/snapshot_scorer.py", "_as_candidate(snapshot, find_non_finite(weights))", "_as_candidate(snapshot, None)", ("selector",)),
-    Mutation("NaN is not ranked", "information/features.py", "if not all(bool(torch.isfinite(part).all()) for part in parts):", "if False:", ("selector",)),
+    Mutation("NaN is not scored", "selecting/snapshot_scorer.py", "item.candidate(excluded_by(weights))", "item.candidate(None)", ("selector",)),
+    Mutation("NaN is not ranked", "selecting/features.py", "if not features.finite:", "if False:", ("selector",)),
     Mutation("NaN does not teach", "teachers/ensemble.py", "if name is not None:", "if False:", ("ensemble",)),
-    Mutation("damage since the snapshot was scored", "selecting/select.py", "            self._store.verify(snapshot)", "            pass", ("selector",)),
-    Mutation("scores of other samples", "selecting/score_files.py", "[scoring, probe.digest(), repr(module)", "[scoring, repr(module)", ("selector",)),
+    Mutation("damage since the snapshot was scored", "selecting/scoring.py", "            item.verify()", "            pass", ("selector",)),
+    Mutation("scores of other samples", "selecting/score_files.py", "[measured, probe.digest(), repr(module)", "[measured, repr(module)", ("selector",)),
     Mutation("scores of other networks", "selecting/score_files.py", "probe.digest(), repr(module)", "probe.digest()", ("selector",)),
 ]  # fmt: skip
 

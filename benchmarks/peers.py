@@ -44,6 +44,7 @@ from benchmarks.peer_loops import (
 from benchmarks.selection import probe as digits
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, SnapshotStore
 from lightning_ckptkd.selecting.report import format_table
+from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 
@@ -269,7 +270,7 @@ def measure_selection(harvest: Path, folder: Path, options: Options) -> dict[str
 
 def _select(harvest: Path, options: Options, **estimators: str) -> int:
     (harvest / "scores.json").unlink(missing_ok=True)
-    selector = MISelector(num_teachers=1, **estimators)  # type: ignore[arg-type]
+    selector = MISelector(rule=MI(**estimators), num_teachers=1)  # type: ignore[arg-type]
     with contextlib.redirect_stdout(io.StringIO()):
         selection = selector.select(
             harvest, teacher_network(), validation_loader(), device=options.device, progress=False

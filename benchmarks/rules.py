@@ -26,6 +26,7 @@ from benchmarks.students import mean_accuracies
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting.report import format_table
+from lightning_ckptkd.selecting.rules import make_rule
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.teachers import load_teachers
 from lightning_ckptkd.zoo.images import ImageDataModule
@@ -41,7 +42,7 @@ class Outcome:
 
     Attributes:
         task: The folder's task and teacher seed.
-        rule: What :class:`MISelector` was given.
+        rule: Name of the rule (``mi`` if there is none) and its options.
         spearman: Correlation between scores and students' accuracies; None where all scores are equal.
         chosen: Epoch of the first choice, from 0.
         regret: Students of the best snapshot less those of the chosen one.
@@ -121,7 +122,7 @@ def compare(
             scores = {epoch: -loss for epoch, loss in losses.items()}
             yield make_outcome(name, LOSS, scores, max(scores, key=scores.__getitem__), students)
             continue
-        selector = MISelector(num_teachers=1, probe_size=PROBE_SIZE, **rule)
+        selector = MISelector(rule=make_rule(**{"rule": "mi", **rule}), num_teachers=1, probe_size=PROBE_SIZE)
         with contextlib.redirect_stdout(io.StringIO()):
             selection = selector.select(folder / "harvest", task.teacher(), data.val_dataloader(), progress=False)
         yield judge(name, rule, selection, students)

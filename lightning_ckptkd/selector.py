@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import (
+    Harvested,
+    ScoreFiles,
     SelectionSettings,
     StudentProxy,
     TrainingData,
+    Trial,
     check_model,
+    make_selection,
+    read_items,
     report,
-    select_snapshots,
+    select_by_position,
+    select_by_score,
 )
-from lightning_ckptkd.selecting.probe import collect_probe, first_samples
+from lightning_ckptkd.selecting.picture import draw_selection
+from lightning_ckptkd.selecting.probe import Probe, collect_probe, first_samples
+from lightning_ckptkd.selecting.rules import (
+    PositionRule,
+    Rule,
+    ScoringRule,
+    make_rule,
+    moved_options,
+    names_of_rules,
+    where_it_went,
+)
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
+from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
-from lightning_ckptkd.tasks.legacy import inputs_and_labels
+from lightning_ckptkd.tasks.base import Task
+from lightning_ckptkd.tasks.calling import takes_whole
+from lightning_ckptkd.tasks.reading import BatchReader, Key
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
+from lightning_ckptkd.trainer.run_data import SPLITS, has_split, loader_of
 from lightning_ckptkd.trainer.seeding import seed_all
 
-SPLITS = ("val", "train", "test")
 _TRIED_SAMPLES = 8
 
 
@@ -43,48 +63,40 @@ class MISelector(Callback):
 
     For each snapshot, F being a layer's features: I(X;F), what they tell of the input, and I(Y;F), what they tell
     of the label. Both are normalised over the snapshots and added; the largest sums are chosen (Wang et al.,
-    NeurIPS 2022). Both are lower bounds of *decodable* information, in nats: they depend on the estimator, which is
-    the same for each snapshot. Of scores that are within one standard error of each other, the later snapshot's counts
-    as the better one. Into the harvest's folder go ``selection.json`` and ``selection.png`` (and ``scores.json``, so
-    that no snapshot is scored twice), to the terminal a table, to the loggers the numbers of each snapshot at its
-    global step.
+    NeurIPS 2022); or another rule of :mod:`lightning_ckptkd.selecting.rules` scores them. Of scores that are within
+    one standard error of each other, the later snapshot's counts as the better one. Into the harvest's folder go
+    ``selection.json`` and ``selection.png`` (and ``scores.json``, so that no snapshot is scored twice), to the
+    terminal a table, to the loggers the numbers of each snapshot at its global step.
 
     Args:
         snapshots: The harvest's folder. None takes the one of the :class:`CheckpointHarvester` in the same Trainer.
-        rule: ``mi``; ``mcmi``, what the predictions tell of the input beyond the label (arXiv 2401.08732); or a
-            baseline: ``accuracy`` on the probe set, ``full`` (the last snapshot), ``half`` (the one half-way through
-            training), ``spaced`` (evenly over training, the last included).
-        num_teachers: How many to choose. None is 1 for ``full`` and ``half``; for ``ensemble="greedy"`` as many as
-            add more than the standard error of what they add, 8 at most; else 3 or all where there are fewer.
+        rule: A rule with its own options, such as ``MI(normalisation="max")``, or the short name of one: ``mi``;
+            ``mcmi``, what the predictions tell of the input beyond the label (arXiv 2401.08732); or a baseline:
+            ``accuracy`` and ``loss`` on the probe set, ``full`` (the last snapshot), ``half`` (the one half-way
+            through training), ``spaced`` (evenly over training, the last included). A rule of your own is an object
+            or, from a config or the command line, a class path.
+        num_teachers: How many to choose. None is what the rule says, 1 for ``full`` and ``half`` and 3 for the others,
+            or all where there are fewer; for ``ensemble="greedy"`` as many as add more than the standard error of
+            what they add, 8 at most.
         ensemble: How a set is chosen from the scores: ``top``, the best; ``spaced``, the best that are no neighbours,
             each 1 / (2 num_teachers) of training away from the others; ``greedy``, one after another by what the set
             tells jointly, I(X; F1..Fk) and I(Y;F) of the mean logits.
-        feature: What F is: the output of a ``layer``, the ``logits``, or the ``probabilities`` at ``temperature``,
-            which is what a student sees.
-        layer: Name of the module whose output is F, within what was harvested. None is the input of the last
-            ``nn.Linear`` that runs (and the last feature map for the convolutional networks).
-        temperature: The student's T, for ``feature="probabilities"``.
-        input_estimator: For I(X;F): ``gaussian``, a linear-Gaussian decoder in closed form, or ``convolutional``,
-            the paper's decoder.
-        label_estimator: For I(Y;F): ``head``, the teacher's own last layer with a fitted temperature (what a student
-            of its logits sees), ``logistic``, a multinomial logistic probe of the features, or ``convolutional``, the
-            paper's small classifier.
-        given_label: Whether to take I(X;F|Y), what F tells of X beyond the label, for I(X;F).
-        input_weight: Weight of the normalised I(X;F).
-        label_weight: Weight of the normalised I(Y;F).
-        normalisation: ``entropy`` divides each term by the most that it could be, ``max`` by its largest value,
-            ``minmax`` maps it to [0, 1].
-        label_floor: Share of the largest I(Y;F), in [0, 1], below which a snapshot's I(X;F) does not count.
         probe: Dataloader of the probe set. None takes it from the run's data.
         probe_split: Which of the run's dataloaders: ``val``, ``train`` or ``test``; of several the first.
         probe_size: Number of probe samples, drawn with ``seed``.
-        likelihood: Of the convolutional decoder: the paper's ``bce``, ``continuous_bernoulli`` or ``gaussian``.
-        decoder_steps: Training steps of a convolutional network, at most.
-        logits_key: Where the logits are, if the harvested module returns a tuple, mapping or object.
-        batch_size: Probe samples a forward pass.
+        batch_size: Probe samples a forward pass, where batches can be cut.
         seed: Seed of the draw, the folds, the decoder and the proxy's batches.
         student_proxy: Tries the best snapshots on the student, and ranks them by it; see :class:`StudentProxy`. It
             trains on the run's training data.
+        logits_key: Where the logits are, if the harvested module returns a tuple, mapping or object.
+        task: What outputs and targets are: a name, or a :class:`.Task` by class path; ``auto`` sees it on the first
+            batch.
+        input_keys: What of a batch the network is called with; see :class:`.BatchReader`.
+        target_key: Which part of a batch is the target; likewise.
+        unpack_batch: A function of the batch that returns (inputs, targets), instead of both. A subclass may override
+            the method of that name.
+        ignore_index: Targets of this value count as none.
+        **moved: None; options that are the rule's are refused with what to write instead.
 
     Raises:
         ArgumentError: If an argument can't be used. That there is a harvest and data to probe with is checked when
@@ -95,47 +107,32 @@ class MISelector(Callback):
     def __init__(
         self,
         snapshots: str | Path | None = None,
-        rule: str = "mi",
+        rule: Rule | str = "mi",
         num_teachers: int | None = None,
         ensemble: str = "top",
-        feature: str = "layer",
-        layer: str | None = None,
-        temperature: float = 5.0,
-        input_estimator: str = "gaussian",
-        label_estimator: str = "head",
-        given_label: bool = False,
-        input_weight: float = 1.0,
-        label_weight: float = 1.0,
-        normalisation: str = "entropy",
-        label_floor: float = 0.95,
         probe: DataLoader[Any] | None = None,
         probe_split: str = "val",
         probe_size: int = 2000,
-        likelihood: str = "bce",
-        decoder_steps: int = 300,
-        logits_key: str | int | None = None,
         batch_size: int = 256,
         seed: int = 0,
         student_proxy: StudentProxy | None = None,
+        logits_key: str | int | None = None,
+        task: Task | str = "auto",
+        input_keys: Key | Sequence[Key] | None = None,
+        target_key: Key | None = None,
+        unpack_batch: Callable[[Any], tuple[Any, Any]] | None = None,
+        ignore_index: int = -100,
+        **moved: Any,
     ) -> None:
-        self.snapshots = snapshots
+        if moved:
+            raise ArgumentError(_no_such_option(moved))
         self.settings = SelectionSettings(
-            rule=rule,
+            rule=make_rule(rule),
             num_teachers=num_teachers,
             ensemble=ensemble,
-            feature=feature,
-            layer=layer,
-            temperature=temperature,
-            input_estimator=input_estimator,
-            label_estimator=label_estimator,
-            given_label=given_label,
-            input_weight=input_weight,
-            label_weight=label_weight,
-            normalisation=normalisation,
-            label_floor=label_floor,
-            likelihood=likelihood,
-            decoder_steps=decoder_steps,
             logits_key=logits_key,
+            task=task,
+            ignore_index=ignore_index,
             batch_size=batch_size,
             seed=seed,
         )
@@ -143,37 +140,46 @@ class MISelector(Callback):
             raise ArgumentError(f"probe_split should be one of {', '.join(SPLITS)}, got {probe_split!r}.")
         if probe_size < 1:
             raise ArgumentError(f"probe_size should be 1 or more, got {probe_size}.")
-        if student_proxy is not None and not self.settings.needs_probe:
+        if student_proxy is not None and self.settings.scoring is None:
+            scored = " or ".join(map(repr, names_of_rules(by_position=False)))
             raise ArgumentError(
-                f"student_proxy tries the best by a score, and rule={rule!r} has none. Use rule='mi', 'mcmi' or "
-                "'accuracy', or leave student_proxy out."
+                f"student_proxy tries the best by a score, and rule={self.settings.rule.name!r} has none. Use "
+                f"rule={scored}, or leave student_proxy out."
             )
+        self.snapshots = snapshots
+        self._reader = BatchReader(input_keys, target_key, unpack_batch)
         self.student_proxy = student_proxy
         self.probe = probe
         self.probe_split = probe_split
         self.probe_size = probe_size
         self.selection: Selection | None = None
 
-    def unpack_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """X and Y of one probe batch; override it where a batch is not ``(x, y)``."""
-        return inputs_and_labels(batch)
+    def unpack_batch(self, batch: Any) -> tuple[Any, Any]:
+        """X and Y of one batch, by the options; override it where these can't say it."""
+        unpacked = self._reader(batch)
+        return unpacked.inputs, unpacked.targets
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._find_folder(trainer)
-        if self.settings.needs_probe and self.probe is None and not self._has_split(trainer, pl_module):
+        if (
+            self.settings.scoring is not None
+            and self.probe is None
+            and not has_split(trainer, pl_module, self.probe_split)
+        ):
             raise ArgumentError(
                 f"probe_split={self.probe_split!r}: the run has no such data to score the snapshots on. Give the "
                 "Trainer or DataModule a validation dataloader, MISelector a probe= dataloader, or another probe_split."
             )
-        if self.settings.needs_probe and is_sharded(dict(pl_module.named_parameters())):
+        if self.settings.scoring is not None and is_sharded(dict(pl_module.named_parameters())):
             raise ArgumentError(
                 "MISelector can't run a sharded module when fitting ends. Leave it out, or give a rule that goes by "
                 "position, and select afterwards on one device: `ckptkd select` on the folder of the harvest."
             )
-        if self.settings.needs_probe and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rule = self.settings.scoring
+        if rule is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with isolate_rng():
-                on_each_rank(lambda: self._try_model(trainer, pl_module))
+                on_each_rank(lambda: self._try_model(trainer, pl_module, rule))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,14 +187,14 @@ class MISelector(Callback):
             return
         folder = self._find_folder(trainer)
         loader: Iterable[Any] | None = self.probe
-        if loader is None and self.settings.needs_probe:
-            loader = self._loader_of(trainer, pl_module, self.probe_split)
+        if loader is None and self.settings.scoring is not None:
+            loader = loader_of(trainer, pl_module, self.probe_split)
         bar = trainer.progress_bar_callback
         self.selection = self.select(
             folder,
             pl_module,
             loader,
-            self._loader_of(trainer, pl_module, "train") if self.student_proxy is not None else None,
+            loader_of(trainer, pl_module, "train") if self.student_proxy is not None else None,
             device=trainer.strategy.root_device,
             progress=bar is not None and bool(getattr(bar, "is_enabled", True)),
         )
@@ -223,56 +229,90 @@ class MISelector(Callback):
             The choice, which is also written into the folder.
 
         Raises:
-            CkptKDError: One of its kinds, as :func:`lightning_ckptkd.selecting.select_snapshots` says.
+            CkptKDError: One of its kinds, as :func:`.select_by_score` says.
         """
         store = on_each_rank(lambda: SnapshotStore.open(snapshots))
         submodule = store.manifest.source.get("submodule")
         if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):
             model = get_submodule(model, submodule, "submodule")
+        harvested = Harvested(read_items(store), ScoreFiles(store), str(store.folder), whole=submodule is None)
+        rule, scoring = self.settings.rule, self.settings.scoring
         with isolate_rng():
             seed_all(self.settings.seed)  # random transforms of the probe set draw from it
-            samples = None
-            loader = self.probe if probe is None else probe
-            if loader is not None and self.settings.needs_probe:
-                samples = on_each_rank(
-                    lambda: collect_probe(
-                        loader,
-                        self.probe_size,
-                        self.settings.seed,
-                        self.unpack_batch,
-                        progress=progress and current_rank() == 0,
-                    )
+            if scoring is None:
+                assert isinstance(rule, PositionRule)
+                outcome = select_by_position(harvested, self.settings, rule, progress=progress)
+            else:
+                loader = self.probe if probe is None else probe
+                if model is None or loader is None:
+                    raise ArgumentError(self._what_is_missing(store, model))
+                outcome = select_by_score(
+                    harvested,
+                    self.settings,
+                    scoring,
+                    model,
+                    self._collect(loader, self._make_reader(model), progress=progress),
+                    trial=self._make_trial(store, model, train),
+                    device=device,
+                    progress=progress,
                 )
-                if num_ranks() > 1 and len(set(on_all_ranks(samples.digest))) > 1:
-                    raise ArgumentError(
-                        "The ranks have different probe samples, so snapshots can't be compared. Give probe= a "
-                        "dataloader that yields the same samples on each rank: no random transforms, no sharded stream."
-                    )
-            selection = select_snapshots(
-                store,
-                self.settings,
-                model,
-                samples,
-                proxy=self.student_proxy,
-                data=None if train is None else TrainingData(train, self.unpack_batch),
-                device=device,
-                progress=progress,
-            )
-        on_rank_zero(lambda: _publish(store, selection))
+        selection = make_selection(store.manifest.run_id, self.settings, outcome)
+        on_rank_zero(lambda: _publish(store, selection, rule))
         return selection
 
-    def _try_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _collect(self, loader: Iterable[Any], reader: BatchReader, *, progress: bool) -> Probe:
+        """The probe set, the same on each rank."""
+        size, seed, progress = self.probe_size, self.settings.seed, progress and current_rank() == 0
+        samples = on_each_rank(lambda: collect_probe(loader, size, seed, reader, progress=progress))
+        if num_ranks() > 1 and len(set(on_all_ranks(samples.digest))) > 1:
+            raise ArgumentError(
+                "The ranks have different probe samples, so snapshots can't be compared. Give probe= a "
+                "dataloader that yields the same samples on each rank: no random transforms, no sharded stream."
+            )
+        return samples
+
+    def _make_reader(self, model: nn.Module) -> BatchReader:
+        """What unpacks batches for these networks."""
+        student = None if self.student_proxy is None else self.student_proxy.student
+        whole = any(takes_whole(network) for network in (model, student) if network is not None)
+        overridden = type(self).unpack_batch is not MISelector.unpack_batch
+        given = self._reader
+        return replace(given, unpack_batch=self.unpack_batch if overridden else given.unpack_batch, whole=whole)
+
+    def _make_trial(self, store: SnapshotStore, model: nn.Module, train: Iterable[Any] | None) -> Trial | None:
+        if self.student_proxy is None:
+            return None
+        if train is None:
+            raise ArgumentError("student_proxy trains students and needs training data. Give a train= dataloader.")
+        run_id, settings = store.manifest.run_id, self.settings
+        return Trial(
+            self.student_proxy,
+            TrainingData(train, self._make_reader(model)),
+            before=lambda outcome: make_selection(run_id, settings, outcome).write(store),
+        )
+
+    def _what_is_missing(self, store: SnapshotStore, model: nn.Module | None) -> str:
+        named = store.manifest.source.get("class_path")
+        source = shown(named) if named else "a class that the manifest does not name"
+        missing = f"the model that was trained, {source}" if model is None else "data to probe it with"
+        return (
+            f"rule={self.settings.rule.name!r} runs the snapshots and needs {missing}. Give both (`ckptkd select` "
+            f"takes --model and --data, or --fit_config), or a rule that goes by position: "
+            f"{', '.join(names_of_rules(by_position=True))}."
+        )
+
+    def _try_model(self, trainer: Trainer, pl_module: LightningModule, rule: ScoringRule) -> None:
         """Find out on a few samples, before days of training, what could go wrong after them."""
         plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
         if not plain or any(is_lazy(parameter) for parameter in pl_module.parameters()) or self.probe_split == "test":
             return  # sharded or unmade weights can't be run here, and test data are not set up yet
         harvester = self._find_harvester(trainer)
         submodule = harvester.submodule if harvester is not None else None
-        loader = self._loader_of(trainer, pl_module, self.probe_split) if self.probe is None else self.probe
-        samples = first_samples(loader, _TRIED_SAMPLES, self.unpack_batch)
+        loader = loader_of(trainer, pl_module, self.probe_split) if self.probe is None else self.probe
+        module = get_submodule(pl_module, submodule, "submodule")
+        samples = first_samples(loader, _TRIED_SAMPLES, self._make_reader(module))
         if samples is not None:
-            module = get_submodule(pl_module, submodule, "submodule")
-            check_model(self.settings, module, samples, self.student_proxy, whole=submodule is None)
+            check_model(self.settings, rule, module, samples, self.student_proxy, whole=submodule is None)
 
     def _find_harvester(self, trainer: Trainer) -> CheckpointHarvester | None:
         if self.snapshots is not None:
@@ -293,59 +333,17 @@ class MISelector(Callback):
             "callbacks, or give the folder of a harvest."
         )
 
-    def _has_split(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        if self.probe_split == "train":
-            return True
-        if self.probe_split == "val" and trainer.enable_validation:
-            return True
-        return _hook_owner(trainer, pl_module, f"{self.probe_split}_dataloader") is not None
 
-    def _loader_of(self, trainer: Trainer, pl_module: LightningModule, split: str) -> Iterable[Any]:
-        loaders: Any = None
-        if split == "train":
-            loaders = trainer.train_dataloader
-        elif split == "val":
-            loaders = trainer.val_dataloaders
-        hook = f"{split}_dataloader"
-        owner = _hook_owner(trainer, pl_module, hook)
-        if loaders is None and owner is None and split != "test":  # given to fit() and not run yet
-            loop = trainer.fit_loop if split == "train" else trainer.fit_loop.epoch_loop.val_loop
-            loaders = loop._data_source.instance
-        if loaders is None and owner is not None:
-            if isinstance(owner, LightningDataModule) and split == "test":
-                owner.setup("test")
-            loaders = getattr(owner, hook)()
-        return first_loader(loaders, hook)
-
-
-def first_loader(loaders: Any, name: str) -> Iterable[Any]:
-    """The dataloader itself, or the first of a sequence or mapping of them.
-
-    Raises:
-        ArgumentError: If there is none.
-    """
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, Sequence):
-        loaders = loaders[0] if loaders else None
-    if loaders is None:
-        raise ArgumentError(f"{name}: there is no dataloader to probe with. Give probe= or another probe_split.")
-    found: Iterable[Any] = loaders
-    return found
-
-
-def _hook_owner(
-    trainer: Trainer, pl_module: LightningModule, hook: str
-) -> LightningDataModule | LightningModule | None:
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    for owner in (datamodule, pl_module):
-        if owner is not None and is_overridden(hook, owner):
-            found: LightningDataModule | LightningModule = owner
-            return found
-    return None
-
-
-def _publish(store: SnapshotStore, selection: Selection) -> None:
+def _publish(store: SnapshotStore, selection: Selection, rule: Rule) -> None:
     selection.write(store)
-    report.draw_selection(selection, store)
-    print(report.format_selection(selection, store))
+    draw_selection(selection, rule.words, store)
+    print(report.format_selection(selection, rule.words, store))
+
+
+def _no_such_option(given: Mapping[str, Any]) -> str:
+    moved = moved_options()
+    unknown = next((name for name in given if name not in moved), None)
+    if unknown is None:
+        return where_it_went(given)
+    known = [name for name in inspect.signature(MISelector).parameters if name != "moved"]
+    return f"MISelector has no option {unknown!r}. Near names: {near_names(unknown, known)}."

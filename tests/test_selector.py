@@ -25,12 +25,15 @@ from lightning_ckptkd import (
     TeacherError,
 )
 from lightning_ckptkd.information.cmi import cmi_parts
-from lightning_ckptkd.selecting import SelectionSettings
+from lightning_ckptkd.selecting import ScoreFiles, SelectionSettings
+from lightning_ckptkd.selecting.items import Item
 from lightning_ckptkd.selecting.probe import collect_probe
-from lightning_ckptkd.selecting.score import Score
-from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
+from lightning_ckptkd.selecting.rules import MI
+from lightning_ckptkd.selecting.score import Score, Term
+from lightning_ckptkd.selecting.score_files import scoring_key
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
-from lightning_ckptkd.snapshots import Candidate, Selection, Snapshot
+from lightning_ckptkd.snapshots import Candidate, Selection
+from lightning_ckptkd.tasks.reading import BatchReader
 from tests.projects import DigitsData, Project, digits, make_trainer, to_write
 
 
@@ -91,18 +94,18 @@ def test_the_callback_and_the_folder_alone_agree(trained: tuple[Path, Project], 
 @pytest.mark.parametrize("input_estimator", ["gaussian", "convolutional"])
 @pytest.mark.parametrize("label_estimator", ["head", "logistic", "convolutional"])
 def test_estimators(harvest: Path, input_estimator: str, label_estimator: str) -> None:
-    options = {"input_estimator": input_estimator, "label_estimator": label_estimator, "decoder_steps": 30}
-    first = MISelector(**options).select(harvest, Project(), probe(), progress=False)
-    again = MISelector(**options).select(harvest, Project(), probe(), progress=False)
+    rule = MI(input_estimator=input_estimator, label_estimator=label_estimator, decoder_steps=30)
+    first = MISelector(rule=rule).select(harvest, Project(), probe(), progress=False)
+    again = MISelector(rule=rule).select(harvest, Project(), probe(), progress=False)
     assert again.candidates == first.candidates
     assert all(candidate.input_information > 0.5 for candidate in first.candidates)
-    seeded = MISelector(**options, seed=5, probe_size=150).select(harvest, Project(), probe(), progress=False)
+    seeded = MISelector(rule=rule, seed=5, probe_size=150).select(harvest, Project(), probe(), progress=False)
     assert [c.input_information for c in seeded.candidates] != [c.input_information for c in first.candidates]
 
 
 def test_weights_and_normalisation_decide(harvest: Path) -> None:
     def scores(**options: Any) -> list[Any]:
-        return list(MISelector(**options).select(harvest, Project(), probe(), progress=False).candidates)
+        return list(MISelector(rule=MI(**options)).select(harvest, Project(), probe(), progress=False).candidates)
 
     for candidate in scores(label_floor=1.0)[:1]:
         assert candidate.input_term == 0
@@ -134,7 +137,7 @@ def test_weights_and_normalisation_decide(harvest: Path) -> None:
 )
 def test_what_the_input_term_is_of(harvest: Path, options: dict[str, Any]) -> None:
     default = MISelector().select(harvest, Project(), probe(), progress=False)
-    found = MISelector(**options).select(harvest, Project(), probe(), progress=False)
+    found = MISelector(rule=MI(**options)).select(harvest, Project(), probe(), progress=False)
     pairs = list(zip(default.candidates, found.candidates, strict=True))
     assert all(a.input_information != b.input_information for a, b in pairs)
     assert all(a.label_information == b.label_information for a, b in pairs)
@@ -244,7 +247,7 @@ def test_a_harvested_submodule_is_found_in_the_whole(tmp_path: Path) -> None:
 
 
 def test_a_backbone_without_logits(tmp_path: Path) -> None:
-    selector = MISelector(layer="7", label_estimator="logistic")
+    selector = MISelector(rule=MI(layer="7", label_estimator="logistic"))
     harvester = CheckpointHarvester(tmp_path / "h", submodule="backbone")
     make_trainer(tmp_path, harvester, selector, max_epochs=2).fit(Project(), DigitsData())
     assert selector.selection is not None
@@ -324,7 +327,7 @@ def test_a_teacher_that_returns_a_tuple(tmp_path: Path) -> None:
             pass
 
     make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), max_epochs=2).fit(Tuple(), DigitsData())
-    with pytest.raises(ArgumentError, match=r"Tuple returns tuple of 2, not a tensor of logits.*logits_key"):
+    with pytest.raises(ArgumentError, match=r"Tuple returns tuple of 2 .*, not a tensor of logits.*logits_key"):
         MISelector().select(tmp_path / "h", Tuple(), probe(), progress=False)
     selection = MISelector(logits_key=1).select(tmp_path / "h", Tuple(), probe(), progress=False)
     assert all(candidate.accuracy is not None for candidate in selection.candidates)
@@ -336,7 +339,13 @@ def test_unpack_batch_can_be_overridden(harvest: Path) -> None:
             return batch[1], batch[0]
 
     swapped = [(y, x) for x, y in probe()]
-    assert Reversed().select(harvest, Project(), swapped, progress=False).chosen
+    chosen = MISelector().select(harvest, Project(), probe(), progress=False).chosen
+    assert Reversed().select(harvest, Project(), swapped, progress=False).chosen == chosen
+    selector = MISelector(unpack_batch=lambda batch: (batch[1], batch[0]))
+    assert selector.select(harvest, Project(), swapped, progress=False).chosen == chosen
+    by_name = [{"what": y, "image": {"grey": x}} for x, y in probe()]
+    selector = MISelector(input_keys="image.grey", target_key="what")
+    assert selector.select(harvest, Project(), by_name, progress=False).chosen == chosen
 
 
 def test_no_validation_data_and_no_probe(tmp_path: Path) -> None:
@@ -348,7 +357,7 @@ def test_no_validation_data_and_no_probe(tmp_path: Path) -> None:
         make_trainer(tmp_path, CheckpointHarvester(), MISelector()).fit(NoValidation(), train)
     assert not (tmp_path / "snapshots").exists(), "it fails before it trains"
     for selector in (MISelector(probe=probe()), MISelector(probe_split="train"), MISelector(rule="full")):
-        folder = tmp_path / f"{selector.probe_split}_{selector.settings.rule}_{selector.probe is None}"
+        folder = tmp_path / f"{selector.probe_split}_{selector.settings.rule.name}_{selector.probe is None}"
         make_trainer(folder, CheckpointHarvester(), selector, max_epochs=1).fit(NoValidation(), train)
         assert selector.selection is not None
 
@@ -385,28 +394,14 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"rule": "best"}, "rule='best' is unknown"),
-        ({"input_estimator": "gausian"}, "input_estimator='gausian' is unknown. Near names: 'gaussian'"),
-        ({"label_estimator": "x"}, "label_estimator='x' is unknown"),
-        ({"normalisation": "sum"}, "normalisation='sum' is unknown"),
+        ({"rule": "los"}, "rule='los' is unknown. Near names: 'loss'"),
+        ({"rul": "mi"}, "MISelector has no option 'rul'. Near names: 'rule'"),
+        ({"task": "multclass"}, "task='multclass' is unknown. Near names: 'multiclass'"),
+        ({"input_keys": "x", "unpack_batch": len}, "unpack_batch says all that input_keys and target_key could say"),
         ({"num_teachers": 0}, "num_teachers should be 1 or more, got 0"),
-        ({"input_weight": -1.0}, "input_weight and label_weight should be 0 or more"),
-        ({"input_weight": 0.0, "label_weight": 0.0}, "not both 0"),
         ({"probe_split": "valid"}, "probe_split should be one of val, train, test, got 'valid'"),
         ({"probe_size": 0}, "probe_size should be 1 or more"),
-        ({"decoder_steps": 0}, "decoder_steps should be 1 or more"),
         ({"ensemble": "gready"}, "ensemble='gready' is unknown. Near names: 'greedy'"),
-        ({"feature": "logit"}, "feature='logit' is unknown. Near names: 'logits'"),
-        ({"likelihood": "mse"}, "likelihood='mse' is unknown"),
-        ({"temperature": 0.0}, "temperature should be above 0, got 0.0"),
-        ({"label_floor": 1.5}, r"label_floor should be in \[0, 1\], got 1.5"),
-        (
-            {"given_label": True, "input_estimator": "convolutional"},
-            "given_label=True is for input_estimator='gaussian', got 'convolutional'",
-        ),
-        (
-            {"normalisation": "entropy", "input_estimator": "convolutional", "likelihood": "gaussian"},
-            "normalisation='entropy' needs an entropy of the input, which likelihood='gaussian' does not give",
-        ),
         (
             {"ensemble": "greedy", "rule": "accuracy"},
             "ensemble='greedy' needs rule='mi' with input_estimator='gaussian'",
@@ -426,7 +421,7 @@ def test_what_is_missing_without_a_run(harvest: Path) -> None:
     with pytest.raises(ArgumentError, match="needs data to probe it with"):
         MISelector().select(harvest, Project(), None, progress=False)
     with pytest.raises(ArgumentError, match="the inputs have the shape"):
-        MISelector(input_estimator="convolutional").select(
+        MISelector(rule=MI(input_estimator="convolutional")).select(
             harvest, Project(), [(torch.randn(60, 8), torch.zeros(60, dtype=torch.long))], progress=False
         )
 
@@ -445,14 +440,14 @@ class Empty(DigitsData):
 @pytest.mark.parametrize(
     ("selector", "harvester", "data", "message"),
     [
-        ({"layer": "clasifier"}, {}, DigitsData(), "layer='clasifier'.*'classifier'"),
-        ({"input_estimator": "convolutional", "layer": "classifier"}, {}, DigitsData(), "needs a feature map"),
+        ({"rule": MI(layer="clasifier")}, {}, DigitsData(), "layer='clasifier'.*'classifier'"),
+        ({"rule": MI(input_estimator="convolutional", layer="classifier")}, {}, DigitsData(), "needs a feature map"),
         ({}, {"submodule": "backbone"}, DigitsData(), "label_estimator='head' needs the teacher's logits"),
         (
             {"rule": "accuracy"},
             {"submodule": "backbone"},
             DigitsData(),
-            r"gives no logits, shape .N, K., to take for F",
+            "rule='accuracy' needs the teacher's logits",
         ),
         ({}, {}, Shifted(), "Labels run from .*, but the teacher has 5 classes"),
         ({}, {}, Empty(), "there is no dataloader to probe with"),
@@ -538,11 +533,11 @@ def test_a_selection_that_was_interrupted_goes_on(harvest: Path, monkeypatch: py
     scored: list[int] = []
     real = SnapshotScorer.score
 
-    def score(self: SnapshotScorer, snapshot: Snapshot) -> Score:
+    def score(self: SnapshotScorer, item: Item) -> Score:
         if len(scored) == 2:
             raise KeyboardInterrupt
-        scored.append(snapshot.epoch)
-        return real(self, snapshot)
+        scored.append(item.snapshot.epoch)
+        return real(self, item)
 
     def select(**settings: Any) -> Selection:
         return MISelector(**settings).select(harvest, Project(), probe(), progress=False)
@@ -552,43 +547,46 @@ def test_a_selection_that_was_interrupted_goes_on(harvest: Path, monkeypatch: py
         select()
     assert len(list(harvest.glob("score-*.json"))) == 2
     monkeypatch.setattr(
-        SnapshotScorer, "score", lambda self, snapshot: (scored.append(snapshot.epoch), real(self, snapshot))[1]
+        SnapshotScorer, "score", lambda self, item: (scored.append(item.snapshot.epoch), real(self, item))[1]
     )
-    resumed = select(num_teachers=2, normalisation="minmax")
+    resumed = select(num_teachers=2, rule=MI(normalisation="minmax"))
     assert scored == [0, 1, 2, 3]
     assert not list(harvest.glob("score-*.json")), "all scores are in one file"
-    again = select(num_teachers=2, normalisation="minmax")
+    again = select(num_teachers=2, rule=MI(normalisation="minmax"))
     assert scored == [0, 1, 2, 3]
     assert again.candidates == resumed.candidates
-    select(num_teachers=1, ensemble="greedy", input_weight=0.5)
+    select(num_teachers=1, ensemble="greedy", rule=MI(input_weight=0.5))
     assert scored == [0, 1, 2, 3], "no score depends on how it is used"
-    select(feature="logits")
+    select(rule=MI(feature="logits"))
     select()
     assert scored == [0, 1, 2, 3, 0, 1, 2, 3], "scores of other settings are kept beside"
     (harvest / "scores.json").unlink()
-    fresh = select(num_teachers=2, normalisation="minmax")
+    fresh = select(num_teachers=2, rule=MI(normalisation="minmax"))
     assert scored == [0, 1, 2, 3] * 3
     assert fresh.candidates == resumed.candidates
 
 
 @pytest.mark.parametrize("gathered", [False, True])
-@pytest.mark.parametrize("change", ["settings", "probe", "model", "weights", "damage"])
+@pytest.mark.parametrize("change", ["settings", "rule", "probe", "model", "weights", "damage"])
 def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, gathered: bool) -> None:
     store = SnapshotStore.open(harvest)
-    settings, samples = SelectionSettings(), collect_probe(probe(), 100, 0)
+    settings, rule, samples = SelectionSettings(), MI(), collect_probe(probe(), 100, 0, BatchReader())
     snapshot = store.snapshots[0]
-    score = Score(Candidate(snapshot.file, snapshot.sha256, 0, 4), (1.5, 2.5), (0.5, 0.25))
-    files = ScoreFiles(store, scoring_key(settings, Project(), samples))
-    files.write(snapshot, score)
+    terms = {"input_information": Term(1.0, (1.5, 2.5)), "label_information": Term(0.3, (0.5, 0.25))}
+    score = Score(Candidate(snapshot.file, snapshot.sha256, 0, 4), terms)
+    files, key = ScoreFiles(store), scoring_key(settings, rule, Project(), samples)
+    files.write(key, snapshot, score)
     if gathered:
-        files.gather([snapshot], [score])
+        files.gather(key, [score])
         assert not list(harvest.glob("score-*.json"))
-    assert ScoreFiles(store, scoring_key(settings, Project(), samples)).read(snapshot) == score
+    assert ScoreFiles(store).read(scoring_key(settings, MI(), Project(), samples), snapshot) == score
     model: nn.Module = Project()
     if change == "settings":
         settings = SelectionSettings(seed=1)
+    elif change == "rule":
+        rule = MI(given_label=True)
     elif change == "probe":
-        samples = collect_probe(probe(), 100, 1)
+        samples = collect_probe(probe(), 100, 1, BatchReader())
     elif change == "model":
         model = Project(channels=4)
     elif change == "weights":
@@ -596,4 +594,4 @@ def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, gath
     else:
         (path,) = harvest.glob("score*.json")
         path.write_text(path.read_text()[:-20])
-    assert ScoreFiles(store, scoring_key(settings, model, samples)).read(snapshot) is None
+    assert ScoreFiles(store).read(scoring_key(settings, rule, model, samples), snapshot) is None

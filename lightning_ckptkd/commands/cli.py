@@ -23,10 +23,12 @@ from typing_extensions import override
 
 from lightning_ckptkd.commands.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.commands.export import export_student
+from lightning_ckptkd.commands.rule_words import refuse_moved_options, spell_out_rule
 from lightning_ckptkd.distillation import DistillationModule
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
-from lightning_ckptkd.selector import MISelector, first_loader
+from lightning_ckptkd.selector import MISelector
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
+from lightning_ckptkd.trainer.run_data import first_loader
 from lightning_ckptkd.trainer.seeding import seed_all
 
 SELECT_CONFIG_NAME = "select.yaml"
@@ -125,6 +127,8 @@ def main(args: Sequence[str] | None = None) -> Any:
     Raises:
         CkptKDError: One of this package's errors.
     """
+    words = list(sys.argv[1:] if args is None else args)
+    refuse_moved_options(words)
     with known_warnings_ignored():
         try:
             return CkptKDCLI(
@@ -136,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> Any:
                     "env_prefix": "CKPTKD",
                     "distill": {"default_config_files": [str(_DISTILL_DEFAULTS)]},
                 },
-                args=_name_bare_words(list(sys.argv[1:] if args is None else args)),
+                args=spell_out_rule(_name_bare_words(words)),
             )
         except _Finished as finished:
             return finished.result
@@ -196,7 +200,7 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
     }
     selector = MISelector(**options)
     loader = train = None
-    if selector.settings.needs_probe:
+    if selector.settings.scoring is not None:
         loader = _loader(made.data, made.model, selector.probe_split)
     if selector.student_proxy is not None:
         train = _loader(made.data, made.model, "train")

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from lightning_ckptkd.commands.cli import known_warnings_ignored
 from lightning_ckptkd.commands.cli import main as ckptkd
 from lightning_ckptkd.harvester import FOLDER_NAME
-from lightning_ckptkd.selecting.report import PICTURE_NAME, format_table
+from lightning_ckptkd.selecting.picture import PICTURE_NAME
+from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.snapshots import MANIFEST_NAME, SELECTION_NAME, SnapshotStore
 from lightning_ckptkd.teachers import choose_teachers
 

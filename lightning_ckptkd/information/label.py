@@ -111,26 +111,3 @@ def gaussian_head_gains(predictions: Tensor, targets: Tensor, folds: Tensor) -> 
         mse = others.mean(0).clamp_min(torch.finfo(torch.float32).eps ** 2)
         gains[held_out] -= (mse.log() + errors[held_out] / mse) / 2
     return torch.where(varies, gains, 0).sum(1)
-
-
-def gains_by_sample(gains: Tensor, samples: Tensor, num_samples: int, units: Tensor | None = None) -> Tensor:
-    """What each sample adds to a term that is the sum over units of the mean over the unit's rows.
-
-    Each row's part is its distance from the mean of its unit (the influence of a row on that mean), so that standard
-    errors over samples are right also where samples differ in their number of rows.
-
-    Args:
-        gains: Of each row in nats, shape (R,).
-        samples: The sample of each row, shape (R,).
-        num_samples: N. A sample without a row changes nothing: it gets the term itself.
-        units: The unit of each row, shape (R,); None: one for all.
-
-    Returns:
-        Nats, shape (N,), float64, whose mean is the term.
-    """
-    gains = gains.double()
-    units = torch.zeros_like(samples) if units is None else units
-    counts = torch.bincount(units).clamp_min(1)
-    means = gains.new_zeros(len(counts)).index_add_(0, units, gains) / counts
-    parts = (gains - means[units]) * num_samples / counts[units]
-    return means.sum() + gains.new_zeros(num_samples).index_add_(0, samples, parts)

@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_ckptkd.information.uncertainty import jackknife_error
 
 NORMALISATIONS = ("max", "minmax", "entropy")
-POSITION_RULES = ("full", "half", "spaced")
 ENSEMBLES = ("top", "greedy", "spaced")
 
 
@@ -146,24 +145,34 @@ def choose_spaced(order: Tensor, steps: Tensor, count: int) -> Tensor:
         gap = gap / 2 if gap > 0.5 else 0.0
 
 
-def rank_by_position(steps: Tensor, rule: str, count: int) -> Tensor:
-    """The first ``count`` snapshots by a rule that looks at nothing but their place in training.
+def rank_last(steps: Tensor, count: int) -> Tensor:
+    """The last snapshots, the very last first.
 
     Args:
         steps: Global step of each snapshot in the order of training, shape (S,).
-        rule: ``full`` takes the last ones; ``half`` those nearest to half of the last one's step (the paper's
-            practical default); ``spaced`` those nearest to count equal parts of training, the last included.
         count: How many, at most S.
 
     Returns:
         Indices, the best first, shape (count,).
     """
+    return torch.arange(len(steps)).flip(0)[:count]
+
+
+def rank_half(steps: Tensor, count: int) -> Tensor:
+    """The snapshots nearest to half of the last one's step (the paper's practical default).
+
+    Arguments and result are those of :func:`rank_last`.
+    """
+    distance = (steps - float(steps[-1]) / 2).abs()
+    return torch.tensor(sorted(range(len(steps)), key=lambda index: (float(distance[index]), index))[:count])
+
+
+def rank_spaced(steps: Tensor, count: int) -> Tensor:
+    """The snapshots nearest to ``count`` equal parts of training, the last included.
+
+    Arguments and result are those of :func:`rank_last`.
+    """
     last = float(steps[-1])
-    if rule == "full":
-        return torch.arange(len(steps)).flip(0)[:count]
-    if rule == "half":
-        distance = (steps - last / 2).abs()
-        return torch.tensor(sorted(range(len(steps)), key=lambda index: (float(distance[index]), index))[:count])
     taken: list[int] = []
     for part in range(count, 0, -1):
         distance = (steps - last * part / count).abs()

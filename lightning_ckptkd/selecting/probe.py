@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.tasks.legacy import inputs_and_labels
+from lightning_ckptkd.tasks.batch import Batch, join, tensors_in
 from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
+from lightning_ckptkd.tasks.reading import BatchReader
 
 MIN_PROBE_SIZE = 50
+
+Transfer = Callable[[Any], Any]
+"""What is done to a batch on its way from the dataloader to the network."""
 
 
 @dataclass(frozen=True)
@@ -23,28 +27,41 @@ class Probe:
     """Probe samples in memory: decoded and transformed once, not once a snapshot.
 
     Attributes:
-        inputs: X, shape (N, ...), on the CPU.
-        labels: Y, class indices, shape (N,), on the CPU.
+        batches: One batch of all where they are plain and of one shape, else the batches as they came; on the CPU.
     """
 
-    inputs: Tensor
-    labels: Tensor
+    batches: tuple[Batch, ...]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        """Number of samples N."""
+        return sum(len(batch) for batch in self.batches)
+
+    @property
+    def inputs(self) -> Tensor | None:
+        """X, shape (N, ...), where it is one tensor."""
+        return self.batches[0].inputs if len(self.batches) == 1 and self.batches[0].is_plain else None
 
     def digest(self) -> str:
         """SHA-256 of the samples: equal where the probe sets are."""
-        hashed = hashlib.sha256(self.labels.numpy().tobytes())
-        hashed.update(self.inputs.contiguous().view(torch.uint8).numpy().tobytes())
-        return hashed.hexdigest()
+        return digest(self.batches)
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """SHA-256 of the tensors of some batches."""
+    hashed = hashlib.sha256()
+    for batch in batches:
+        for tensor in (*tensors_in(batch.targets), *tensors_in(batch.inputs), *tensors_in(batch.whole)):
+            hashed.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            hashed.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def collect_probe(
     loader: Iterable[Any],
     size: int,
     seed: int,
-    unpack: Callable[[Any], tuple[Tensor, Tensor]] = inputs_and_labels,
+    reader: BatchReader,
+    transfer: Transfer | None = None,
     *,
     progress: bool = False,
 ) -> Probe:
@@ -52,29 +69,27 @@ def collect_probe(
 
     Of a DataLoader over a dataset with a length, ``size`` samples are drawn with ``seed`` among those that its sampler
     can give, whatever their order, so that each rank gets the same ones. Of any other iterable the first ``size`` are
-    taken.
+    taken, or a few more where batches can't be cut.
 
     Args:
         loader: Gives batches.
         size: Number of samples; all are taken where there are fewer.
         seed: Seed of the draw.
-        unpack: Gives X and Y of a batch.
+        reader: Unpacks them.
+        transfer: What is done to a batch before.
         progress: Whether to show a progress bar.
 
     Raises:
-        ArgumentError: If there are fewer than 50 samples, or labels below zero.
+        ArgumentError: If there are fewer than 50 samples, or batches can't be unpacked.
     """
-    inputs: list[Tensor] = []
-    labels: list[Tensor] = []
+    batches: list[Batch] = []
     missing = size
     with tqdm(total=size, desc="Reading the probe set", unit="sample", leave=False, disable=not progress) as bar:
-        for batch in _draw(loader, size, seed):
-            x, y = unpack(batch)
-            inputs.append(x[:missing].detach().cpu())
-            labels.append(y[:missing].detach().cpu().long())
-            missing -= len(labels[-1])
-            bar.update(len(labels[-1]))
-            if missing == 0:
+        for raw in _draw(loader, size, seed):
+            batches.append(_read(raw, missing, reader, transfer))
+            missing -= len(batches[-1])
+            bar.update(len(batches[-1]))
+            if missing <= 0:
                 break
     found = size - missing
     if found < MIN_PROBE_SIZE:
@@ -82,20 +97,33 @@ def collect_probe(
             f"The probe set has {found} samples; at least {MIN_PROBE_SIZE} are needed to score a snapshot. "
             "Give a larger probe= dataloader or probe_size, or another probe_split."
         )
-    probe = Probe(torch.cat(inputs), torch.cat(labels))
-    if int(probe.labels.min()) < 0:
-        raise ArgumentError(f"The probe set has the label {int(probe.labels.min())}; class indices start at 0.")
-    return probe
+    return _joined(batches)
 
 
 def first_samples(
-    loader: Iterable[Any], count: int, unpack: Callable[[Any], tuple[Tensor, Tensor]] = inputs_and_labels
+    loader: Iterable[Any], count: int, reader: BatchReader, transfer: Transfer | None = None
 ) -> Probe | None:
     """A few samples to try a network on, loaded in this process; None where the loader gives none."""
-    for batch in _draw(loader, count, seed=0, num_workers=0):
-        x, y = unpack(batch)
-        return Probe(x[:count].detach().cpu(), y[:count].detach().cpu().long())
+    for raw in _draw(loader, count, seed=0, num_workers=0):
+        return _joined([_read(raw, count, reader, transfer)])
     return None
+
+
+def _read(raw: Any, most: int, reader: BatchReader, transfer: Transfer | None) -> Batch:
+    """One batch on the CPU, with ``most`` samples at most where it can be cut."""
+    batch = reader(raw if transfer is None else transfer(raw))
+    if batch.is_plain:
+        if len(batch.inputs) != len(batch):
+            raise ArgumentError(
+                f"A batch has {len(batch.inputs)} inputs and {len(batch)} targets. Say which part of it is the target "
+                "with target_key, or give unpack_batch."
+            )
+        batch = batch[:most]
+    return batch.detached()
+
+
+def _joined(batches: Sequence[Batch]) -> Probe:
+    return Probe(tuple(join(batches)))
 
 
 def _draw(loader: Iterable[Any], size: int, seed: int, num_workers: int | None = None) -> Iterator[Any]:

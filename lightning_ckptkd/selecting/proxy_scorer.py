@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,65 +13,38 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.folds import NUM_FOLDS, assign_folds
-from lightning_ckptkd.information.label import accuracy, head_gains
 from lightning_ckptkd.selecting.borrowing import borrowed
-from lightning_ckptkd.selecting.probe import Probe
+from lightning_ckptkd.selecting.choosing import STUDENT
+from lightning_ckptkd.selecting.features import extract_features
+from lightning_ckptkd.selecting.items import Harvested, Item
+from lightning_ckptkd.selecting.layers import Layers, forward, placed
+from lightning_ckptkd.selecting.probe import digest
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules import ScoringRule
 from lightning_ckptkd.selecting.score import Score
-from lightning_ckptkd.selecting.score_files import ScoreFiles, scoring_key
-from lightning_ckptkd.selecting.scoring import Term, num_groups
+from lightning_ckptkd.selecting.score_files import scoring_key
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.student_proxy import StudentProxy, distil_briefly
-from lightning_ckptkd.snapshots import Candidate, SnapshotStore
+from lightning_ckptkd.selecting.training_data import TrainingData
+from lightning_ckptkd.snapshots import Candidate
 from lightning_ckptkd.snapshots.weights import load_into
-from lightning_ckptkd.tasks.legacy import get_logits
-from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.outputs import get_output
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks
-from lightning_ckptkd.trainer.seeding import seed_all
 
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What the proxy's students are trained on.
-
-    Attributes:
-        loader: The run's training data.
-        unpack: Gives X and Y of a batch.
-    """
-
-    loader: Iterable[Any]
-    unpack: Callable[[Any], tuple[Tensor, Tensor]]
-
-    def batches(self, steps: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches at each call with the same seed, also where transforms are random.
-
-        Raises:
-            ArgumentError: If there are no samples.
-        """
-        seed_all(seed)
-        found = map(self.unpack, self._all_batches(steps * batch_size, batch_size, seed))
-        yield from itertools.islice(found, steps)
-
-    def _all_batches(self, size: int, batch_size: int, seed: int) -> Iterator[Any]:
-        if not is_indexed(self.loader):
-            while True:
-                yield from _at_least_one(self.loader)
-        indices = sample_indices(self.loader)
-        generator = torch.Generator().manual_seed(seed)
-        rounds = -(-size // max(1, len(indices)))
-        shuffled = [indices[torch.randperm(len(indices), generator=generator)] for _ in range(rounds)]
-        yield from _at_least_one(load_samples(self.loader, torch.cat(shuffled)[:size].tolist(), batch_size))
+_LOGITS_ALONE = Layers(None, False, None)
 
 
 class ProxyScorer:
-    """Distils a copy of the student from one snapshot after another, and keeps the scores in the harvest's folder.
+    """Distils a copy of the student from one snapshot after another, and keeps the scores beside the snapshots'.
 
     Args:
-        store: The harvest.
+        harvested: The snapshots.
         settings: How candidates were found.
+        rule: Theirs.
         proxy: The student and its budget.
         module: A module that the snapshots fit.
-        probe: The samples that students are judged by.
+        rows: The samples that students are judged by, laid out.
         data: The samples that they are trained on.
         device: Where they are trained.
 
@@ -82,25 +54,25 @@ class ProxyScorer:
 
     def __init__(
         self,
-        store: SnapshotStore,
+        harvested: Harvested,
         settings: SelectionSettings,
+        rule: ScoringRule,
         proxy: StudentProxy,
         module: nn.Module,
-        probe: Probe,
+        rows: ProbeRows,
         data: TrainingData,
         device: torch.device | str,
     ) -> None:
-        self._store, self._settings, self._proxy = store, settings, proxy
-        self._module, self._probe, self._data, self._device = module, probe, data, device
-        self._folds = assign_folds(len(probe), NUM_FOLDS, settings.seed)
-        (first,) = data.batches(1, proxy.batch_size, settings.seed)
-        digest = Probe(*first).digest()
-        if len(set(on_all_ranks(lambda: digest))) > 1:
+        self._memo, self._settings, self._proxy = harvested.memo, settings, proxy
+        self._items = {item.snapshot.file: item for item in harvested.items}
+        self._module, self._rows, self._data, self._device = module, rows, data, device
+        first = digest(data.batches(1, proxy.batch_size, settings.seed))
+        if len(set(on_all_ranks(lambda: first))) > 1:
             raise ArgumentError(
                 "student_proxy: the ranks have different training samples, so students can't be compared. Train on "
                 "a dataset with a length, or run `ckptkd select` on one device."
             )
-        self._files = ScoreFiles(store, scoring_key(settings, module, probe, digest, _describe(proxy)))
+        self._key = scoring_key(settings, rule, module, rows.probe, first, _describe(proxy))
 
     def score(self, candidates: Sequence[Candidate], *, progress: bool) -> dict[str, Score]:
         """Score each candidate by its student, spread over ranks; what was scored before is not trained again.
@@ -108,78 +80,61 @@ class ProxyScorer:
         Every rank gets all scores, by file.
         """
         own = candidates[current_rank() :: num_ranks()]
-        by_file = {snapshot.file: snapshot for snapshot in self._store.snapshots}
         total = self._proxy.steps * len(own)
         with tqdm(total=total, desc="Training proxy students", unit="step", disable=not progress) as bar:
 
             def work() -> list[Score]:
-                scores = []
                 with borrowed(self._module, self._device):
-                    for candidate in own:
-                        snapshot = by_file[candidate.file]
-                        score = self._files.read(snapshot)
-                        if score is None:
-                            score = self._train(candidate, bar)
-                            self._files.write(snapshot, score)
-                        else:
-                            bar.update(self._proxy.steps)
-                        scores.append(score)
-                return scores
+                    return [self._score(candidate, bar) for candidate in own]
 
             scores = [score for part in on_all_ranks(work) for score in part]
         if current_rank() == 0:
-            self._files.gather([by_file[score.candidate.file] for score in scores], scores)
+            self._memo.gather(self._key, scores)
         return {score.candidate.file: score for score in scores}
 
-    def _train(self, candidate: Candidate, bar: Any) -> Score:
-        settings, proxy, labels = self._settings, self._proxy, self._probe.labels
-        (snapshot,) = (found for found in self._store.snapshots if found.file == candidate.file)
-        load_into(self._module, self._store.load(snapshot), snapshot.file, argument="model")
+    def _score(self, candidate: Candidate, bar: Any) -> Score:
+        item = self._items[candidate.file]
+        score = self._memo.read(self._key, item.snapshot)
+        if score is None or STUDENT not in score.terms:
+            score = self._train(item, bar)
+            self._memo.write(self._key, item.snapshot, score)
+        else:
+            bar.update(self._proxy.steps)
+        return score
+
+    def _train(self, item: Item, bar: Any) -> Score:
+        settings, proxy, file = self._settings, self._proxy, item.snapshot.file
+        load_into(self._module, item.load(), file, argument="model")
         self._module.eval()
         student = copy.deepcopy(proxy.student).to(self._device)
 
-        def teacher(inputs: Tensor) -> Tensor:
-            with torch.no_grad():
-                return get_logits(self._module(inputs), settings.logits_key, type(self._module).__name__)
+        def teacher(batch: Batch) -> Tensor:
+            output = forward(self._module, placed(self._module, batch))
+            return get_output(output, settings.logits_key, type(self._module).__name__)
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in self._data.batches(proxy.steps, proxy.batch_size, settings.seed):
-                yield x.to(self._device), y.to(self._device)
+        def batches() -> Iterator[Batch]:
+            for batch in self._data.batches(proxy.steps, proxy.batch_size, settings.seed):
+                yield batch.to(self._device)
                 bar.update(1)
 
-        distil_briefly(student, teacher, batches(), proxy)
-        logits = self._logits(student)
-        if not bool(torch.isfinite(logits).all()):
+        distil_briefly(student, teacher, batches(), proxy, self._rows.task)
+        student.eval()
+        found = extract_features(student, self._rows, _LOGITS_ALONE, proxy.logits_key, "student_proxy.logits_key")
+        if not found.finite:
             raise ArgumentError(
-                f"student_proxy: after {proxy.steps} steps with {candidate.file} the student's logits are not finite. "
+                f"student_proxy: after {proxy.steps} steps with {file} the student's logits are not finite. "
                 "Give student_proxy an optimizer with a lower learning rate."
             )
-        gains = head_gains(logits, labels, self._folds)
-        term = Term.of(gains, settings.seed, num_groups(len(labels)))
-        found = replace(
-            candidate,
-            student_information=term.nats,
+        assert found.logits is not None
+        rows = self._rows
+        term = rows.term(rows.task.label_gains(found.logits, rows.targets, rows.row_folds))
+        candidate = replace(
+            item.candidate(),
+            student_information=term.value,
             student_error=term.error,
-            student_accuracy=accuracy(logits, labels),
+            student_accuracy=None if found.hits is None else rows.share(found.hits).value,
         )
-        return Score(found, score_replicates=term.replicates)
-
-    def _logits(self, student: nn.Module) -> Tensor:
-        student.eval()
-        with torch.no_grad():
-            parts = [
-                self._proxy.logits(student, inputs.to(self._device)).cpu()
-                for inputs in torch.split(self._probe.inputs, self._settings.batch_size)
-            ]
-        return torch.cat(parts)
-
-
-def _at_least_one(loader: Iterable[Any]) -> Iterator[Any]:
-    batch = None
-    for batch in loader:
-        yield batch
-    if batch is None:
-        raise ArgumentError("student_proxy: the training data have no batch. Give a train= dataloader that has.")
+        return Score(candidate, {STUDENT: term})
 
 
 def _describe(proxy: StudentProxy) -> list[Any]:

@@ -1,21 +1,14 @@
-"""A choice for people: the table in the terminal, the picture, the numbers for loggers."""
+"""A choice for people: the table in the terminal, the numbers for loggers."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, JointChoice, Selection
+from lightning_ckptkd.selecting.picture import PICTURE_NAME
+from lightning_ckptkd.selecting.rules import Column, Words
+from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
 from lightning_ckptkd.snapshots.store import SnapshotStore
-
-_SHARES = {"max": "share of the largest", "minmax": "share of the range", "entropy": "share of the entropy"}
-PICTURE_NAME = "selection.png"
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#666666"  # for colour-blind readers too
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -35,34 +28,38 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def format_selection(selection: Selection, store: SnapshotStore) -> str:
-    """The table of every snapshot, and where the files are."""
-    tried = any(candidate.student_information is not None for candidate in selection.candidates)
+def format_selection(selection: Selection, words: Words, store: SnapshotStore) -> str:
+    """The table of every snapshot, and where the files are.
+
+    Args:
+        selection: The choice.
+        words: What its rule calls its numbers.
+        store: The harvest.
+    """
+    columns = [
+        *words.columns,
+        Column("accuracy", "accuracy %", percent=True),
+        Column("score", words.score, "score_error"),
+        Column("student_information", "I(Y;S) nats", "student_error"),
+    ]
+    known = [column for column in columns if _known(selection.candidates, column.field)]
     rows = [
         [
             f"{candidate.epoch}",
             f"{candidate.global_step}",
-            _number(candidate.input_information, candidate.input_error),
-            _number(candidate.label_information, candidate.label_error),
-            "" if candidate.accuracy is None else f"{100 * candidate.accuracy:.1f}",
-            _number(candidate.score, candidate.score_error),
-            *([_number(candidate.student_information, candidate.student_error)] if tried else []),
+            *(_cell(candidate, column) for column in known),
             "" if candidate.rank is None else str(candidate.rank),
             "chosen" if candidate.file in selection.chosen else "excluded" if candidate.excluded else "",
         ]
         for candidate in selection.candidates
     ]
-    header = ["epoch", "step", "I(X;F) nats", "I(Y;F) nats", "accuracy %", "score", *(["I(Y;S) nats"] if tried else [])]
-    header += ["rank", ""]
+    header = ["epoch", "step", *(column.header for column in known), "rank", ""]
     epochs = {candidate.file: f"epoch {candidate.epoch}" for candidate in selection.candidates}
     notes = [
         f"{candidate.file} is excluded: {candidate.excluded}"
         for candidate in selection.candidates
         if candidate.excluded
     ]
-    title = f"{len(selection.chosen)} of {len(rows)} snapshots chosen by rule {selection.rule!r}"
-    if selection.probe:
-        title += f" on {selection.probe['size']} probe samples, H(Y) = {selection.probe['label_entropy']:.3f} nats"
     notes += [
         f"joint choice: {', '.join(epochs[step.file] for step in selection.joint[: place + 1])}: "
         f"I(X;F) {_number(step.input_information)}, I(Y;F) {_number(step.label_information)} nats, "
@@ -72,7 +69,22 @@ def format_selection(selection: Selection, store: SnapshotStore) -> str:
     if selection.proxy:
         notes.append(_proxy_note(selection.proxy))
     files = f"Written: {store.folder / SELECTION_NAME}, {store.folder / PICTURE_NAME}"
-    return "\n".join([title, format_table(header, rows), *notes, files])
+    return "\n".join([_title(selection), format_table(header, rows), *notes, files])
+
+
+def _title(selection: Selection) -> str:
+    title = f"{len(selection.chosen)} of {len(selection.candidates)} snapshots chosen by rule {selection.rule!r}"
+    if selection.probe:
+        title += f" on {selection.probe['size']} probe samples"
+    entropy = selection.probe.get("label_entropy")
+    return title if entropy is None else f"{title}, H(Y) = {entropy:.3f} nats"
+
+
+def _cell(candidate: Candidate, column: Column) -> str:
+    value, error = getattr(candidate, column.field), getattr(candidate, column.error) if column.error else None
+    if column.percent and value is not None:
+        return f"{100 * value:.1f}"
+    return _number(value, error)
 
 
 def _proxy_note(proxy: Mapping[str, Any]) -> str:
@@ -95,113 +107,11 @@ def numbers_by_step(selection: Selection) -> Iterator[tuple[int, dict[str, float
             )
 
 
-def draw_selection(selection: Selection, store: SnapshotStore) -> None:
-    """Write ``selection.png``: the information plane, and terms and accuracy over epochs, the chosen ones marked."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    plane, course = figure.subplots(1, 2)
-    usable = [candidate for candidate in selection.candidates if candidate.excluded is None]
-    chosen = [candidate for candidate in usable if candidate.file in selection.chosen]
-    _draw_plane(figure, plane, usable, chosen, selection.joint)
-    _draw_course(course, usable, chosen, selection)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    store.folder.write(PICTURE_NAME, [buffer.getvalue()], store.manifest.tag)
-
-
-def _draw_plane(
-    figure: Figure,
-    axes: Axes,
-    usable: Sequence[Candidate],
-    chosen: Sequence[Candidate],
-    joint: Sequence[JointChoice],
-) -> None:
-    axes.set(title="Information plane", xlabel="I(X;F) (nats)", ylabel="I(Y;F) (nats)")
-    points = [candidate for candidate in usable if candidate.input_information is not None]
-    if not points:
-        axes.text(0.5, 0.5, "this rule does not estimate\nmutual information", ha="center", transform=axes.transAxes)
-        axes.set(xticks=[], yticks=[])
-        return
-    axes.plot(
-        _values(points, "input_information"),
-        _values(points, "label_information"),
-        color=_GREY,
-        lw=0.8,
-        zorder=1,
-    )
-    drawn = axes.scatter(
-        _values(points, "input_information"),
-        _values(points, "label_information"),
-        c=_values(points, "epoch"),
-        cmap="viridis",
-        zorder=2,
-    )
-    axes.scatter(
-        _values(chosen, "input_information"),
-        _values(chosen, "label_information"),
-        s=190,
-        facecolors="none",
-        edgecolors=_ORANGE,
-        linewidths=2,
-        zorder=3,
-        label="chosen",
-    )
-    axes.errorbar(
-        _values(points, "input_information"),
-        _values(points, "label_information"),
-        xerr=[candidate.input_error or 0.0 for candidate in points],
-        yerr=[candidate.label_error or 0.0 for candidate in points],
-        fmt="none",
-        ecolor=_GREY,
-        elinewidth=0.8,
-        zorder=1,
-    )
-    if joint:
-        axes.plot(
-            [step.input_information for step in joint],
-            [step.label_information for step in joint],
-            "--D",
-            color=_ORANGE,
-            ms=5,
-            lw=1,
-            zorder=3,
-            label="the set as it grows",
-        )
-        for number, step in enumerate(joint, start=1):
-            axes.annotate(
-                str(number), (step.input_information, step.label_information), (5, -10), textcoords="offset points"
-            )
-    axes.margins(0.08)
-    axes.legend(loc="best", markerscale=0.5)
-    figure.colorbar(drawn, ax=axes, label="epoch", ticks=MaxNLocator(integer=True))
-
-
-def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candidate], selection: Selection) -> None:
-    share = _SHARES.get(str(selection.settings.get("normalisation")), "normalised")
-    axes.set(title=f"Over training, chosen by rule '{selection.rule}'", xlabel="epoch", ylabel=f"{share}; accuracy")
-    lines = (
-        ("input_term", "I(X;F), normalised", _BLUE, "-"),
-        ("label_term", "I(Y;F), normalised", _GREEN, "-"),
-        ("accuracy", "accuracy", _GREY, "--"),
-        ("student_accuracy", "accuracy of the proxy's student", _ORANGE, ":"),
-    )
-    for name, label, colour, style in lines:
-        known = [candidate for candidate in usable if getattr(candidate, name) is not None]
-        if known:
-            axes.plot(_values(known, "epoch"), _values(known, name), style, color=colour, marker=".", label=label)
-    for index, candidate in enumerate(chosen):
-        axes.axvline(candidate.epoch, color=_ORANGE, lw=2, alpha=0.6, zorder=0, label="" if index else "chosen")
-    axes.set_xlim(min(_values(usable, "epoch")) - 0.5, max(_values(usable, "epoch")) + 0.5)
-    axes.set_ylim(-0.03, 1.05)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best")
-
-
-def _values(candidates: Sequence[Candidate], name: str) -> list[float]:
-    return [float(getattr(candidate, name)) for candidate in candidates]
-
-
 def _number(value: float | None, error: float | None = None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _known(candidates: Sequence[Candidate], name: str) -> bool:
+    return any(getattr(candidate, name) is not None for candidate in candidates)

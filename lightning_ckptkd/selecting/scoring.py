@@ -1,162 +1,130 @@
-"""Both information terms of one snapshot, by the estimators that the user chose."""
+"""Snapshots that were scored, spread over ranks, and the choice among them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
+from tqdm import tqdm
 
-from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.convolutional import (
-    convolutional_input_gains,
-    convolutional_label_gains,
-    unit_range,
-)
-from lightning_ckptkd.information.folds import NUM_FOLDS, assign_folds
-from lightning_ckptkd.information.gaussian import gaussian_ceiling, gaussian_gains
-from lightning_ckptkd.information.inputs import pool_inputs, principal_components, within_classes
-from lightning_ckptkd.information.label import head_gains, label_entropy
-from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
-from lightning_ckptkd.information.logistic import logistic_gains
-from lightning_ckptkd.information.uncertainty import NUM_GROUPS, jackknife_error, leave_one_out
-from lightning_ckptkd.selecting.features import Features
+from lightning_ckptkd.selecting.borrowing import borrowed
+from lightning_ckptkd.selecting.choosing import Choice, choose_by_score, how_many
+from lightning_ckptkd.selecting.items import Harvested, Item
 from lightning_ckptkd.selecting.probe import Probe
-
-INPUT_ESTIMATORS = ("gaussian", "convolutional")
-LABEL_ESTIMATORS = ("head", "logistic", "convolutional")
-_MAX_COMPONENTS = 64
-_SAMPLES_PER_COMPONENT = 20
-
-
-@dataclass(frozen=True)
-class Estimators:
-    """How both terms are estimated; :class:`MISelector` explains each."""
-
-    input_estimator: str = "gaussian"
-    label_estimator: str = "head"
-    given_label: bool = False
-    likelihood: str = "bce"
-    decoder_steps: int = 300
-    seed: int = 0
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules import ScoringRule
+from lightning_ckptkd.selecting.score import Score
+from lightning_ckptkd.selecting.score_files import scoring_key
+from lightning_ckptkd.selecting.settings import SelectionSettings
+from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
+from lightning_ckptkd.snapshots import Candidate, JointChoice
+from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
 
 
-@dataclass(frozen=True)
-class Term:
-    """An estimate with what its standard error takes.
-
-    Attributes:
-        nats: The estimate.
-        replicates: The estimate without each group of probe samples in turn; nats.
-    """
-
-    nats: float
-    replicates: tuple[float, ...]
-
-    @classmethod
-    def of(cls, gains: Tensor, seed: int, num_groups: int) -> Term:
-        """The mean of what each sample adds, shape (N,)."""
-        return cls(float(gains.mean()), tuple(leave_one_out(gains, seed, num_groups).tolist()))
-
-    @property
-    def error(self) -> float:
-        """Standard error over probe samples in nats."""
-        return float(jackknife_error(torch.tensor(self.replicates, dtype=torch.float64)))
-
-
-class Scorer:
-    """Estimators with everything that is the same for each snapshot prepared once.
+class ScoredSnapshots:
+    """The snapshots of a harvest, each scored by a rule. Each rank makes the same calls.
 
     Args:
-        probe: The probe samples.
-        estimators: How to estimate.
-        device: Where networks are trained.
+        harvested: The snapshots.
+        settings: How to score and choose.
+        rule: Theirs.
+        module: A module that the snapshots fit; it is handed back as it came.
+        probe: The samples.
+        device: Where it runs.
+        need_logits: Whether the module must give logits, whatever the rule says.
+        progress: Whether rank 0 shows a progress bar.
 
     Attributes:
-        x: The inputs that the linear-Gaussian decoder decodes, shape (N, Dx), float64.
-        folds: Fold of each sample, shape (N,).
-        input_entropy: The most that I(X;F) could be by this estimator, in nats; NaN where it has no bound.
+        rows: The samples as the task lays them out.
 
     Raises:
-        ArgumentError: If a convolutional network is asked for and X is no batch of images.
+        SnapshotError: If a file is missing, damaged or hostile.
+        TeacherError: If a snapshot does not fit the module.
+        ArgumentError: If the module or the probe does not suit the settings.
     """
 
-    def __init__(self, probe: Probe, estimators: Estimators, device: torch.device | str = "cpu") -> None:
-        self._labels = probe.labels
-        self._estimators = estimators
-        self._device = device
-        self.folds = assign_folds(len(probe), NUM_FOLDS, estimators.seed)
-        self._num_groups = num_groups(len(probe))
-        count = min(_MAX_COMPONENTS, max(1, len(probe) // _SAMPLES_PER_COMPONENT))
-        self.x = principal_components(pool_inputs(probe.inputs), count)
-        if estimators.given_label:
-            self.x = within_classes(self.x, self._labels)
-        self.input_entropy = gaussian_ceiling(self.x)
-        self._images: Tensor | None = None
-        if estimators.input_estimator == "convolutional":
-            if probe.inputs.dim() != 4:
-                raise ArgumentError(
-                    f"input_estimator='convolutional' needs images (N, C, H, W), but the inputs have the shape "
-                    f"{tuple(probe.inputs.shape)}. Use 'gaussian'."
+    def __init__(
+        self,
+        harvested: Harvested,
+        settings: SelectionSettings,
+        rule: ScoringRule,
+        module: nn.Module,
+        probe: Probe,
+        device: torch.device | str,
+        *,
+        need_logits: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self._harvested, self._settings, self._rule = harvested, settings, rule
+        self._module, self._device = module, device
+        self._key = scoring_key(settings, rule, module, probe)
+
+        def prepare() -> SnapshotScorer:
+            with borrowed(module, device):
+                return SnapshotScorer(
+                    settings, rule, module, probe, device, whole=harvested.whole, need_logits=need_logits
                 )
-            self._images = unit_range(probe.inputs.float())
-            output, log_variance = output_of_mean(self._images, "bce")
-            alone = image_costs(output.expand_as(self._images), self._images, "bce", log_variance)
-            self.input_entropy = float(alone.mean()) if estimators.likelihood == "bce" else float("nan")
 
-    def score_input(self, features: Features) -> Term:
-        """I(X;F), or I(X;F|Y); for the convolutional decoder the features must have a feature map."""
-        estimators = self._estimators
-        if self._images is None:
-            f = within_classes(features.pooled, self._labels) if estimators.given_label else features.pooled
-            gains = gaussian_gains(self.x, f, self.folds)
-        else:
-            assert features.spatial is not None
-            gains = convolutional_input_gains(
-                self._images,
-                features.spatial,
-                self.folds,
-                likelihood=estimators.likelihood,
-                steps=estimators.decoder_steps,
-                seed=estimators.seed,
-                device=self._device,
-            )
-        return Term.of(gains, estimators.seed, self._num_groups)
+        self._scorer = on_each_rank(prepare)
+        self.rows: ProbeRows = self._scorer.rows
+        self.scores = spread(harvested.items, self._score_all, progress=progress)
 
-    def score_label(self, features: Features) -> Term:
-        """I(Y;F); for the head the features must have logits, for the convolutional classifier a feature map."""
-        estimators = self._estimators
-        if estimators.label_estimator == "logistic":
-            gains = logistic_gains(features.pooled, self._labels, self.folds)
-        elif estimators.label_estimator == "convolutional":
-            assert features.spatial is not None
-            gains = convolutional_label_gains(
-                self._labels,
-                features.spatial,
-                self.folds,
-                steps=estimators.decoder_steps,
-                seed=estimators.seed,
-                device=self._device,
-            )
-        else:
-            assert features.logits is not None
-            gains = head_gains(features.logits, self._labels, self.folds)
-        return Term.of(gains, estimators.seed, self._num_groups)
+    def choose(self, students: Mapping[str, Score] | None = None) -> Choice:
+        """Rank the snapshots and choose; see :func:`.choosing.choose_by_score`.
+
+        Raises:
+            SelectionError: If fewer snapshots can be chosen than were asked for.
+        """
+        settings = self._settings
+        count = how_many(self.scores, self._rule, settings.num_teachers, self._harvested.folder)
+        return choose_by_score(self.scores, settings, count, self._scorer.scorer.rank, self._grow, students)
+
+    def keep(self) -> None:
+        """Keep the scores for later selections; rank 0 alone."""
+        self._harvested.memo.gather(self._key, self.scores)
+
+    def _score_all(self, items: Iterable[Item]) -> list[Score]:
+        with borrowed(self._module, self._device):
+            return [self._score(item) for item in items]
+
+    def _score(self, item: Item) -> Score:
+        score = self._harvested.memo.read(self._key, item.snapshot)
+        if score is not None:
+            item.verify()  # it may be damaged since, and must not be chosen then
+            return score
+        score = self._scorer.score(item)
+        self._harvested.memo.write(self._key, item.snapshot, score)
+        return score
+
+    def _grow(self, scores: Sequence[Score], best: Sequence[Candidate], count: int | None) -> Sequence[JointChoice]:
+        scorer: Any = self._scorer.scorer  # a JointScorer: the settings have checked it
+        pool = scorer.pool(best, count or 1)
+        items = {item.snapshot.file: item for item in self._harvested.items}
+        own = range(current_rank(), len(pool), num_ranks())
+
+        def members() -> list[tuple[int, Any]]:
+            with borrowed(self._module, self._device):
+                return [(index, scorer.member(self._scorer.features(items[pool[index].file]))) for index in own]
+
+        gathered = {index: member for part in on_all_ranks(members) for index, member in part}
+        files = [candidate.file for candidate in pool]
+        ordered = [gathered[index] for index in range(len(pool))]
+        return on_rank_zero(lambda: scorer.grow(scores, files, ordered, count))
 
 
-def num_groups(num_samples: int) -> int:
-    """How many groups of samples a jackknife leaves out in turn: as many for terms that one fold scores as for others.
+def spread(
+    items: Sequence[Item], score: Callable[[Iterable[Item]], list[Score]], *, progress: bool = False
+) -> list[Score]:
+    """Score snapshots, each rank every n-th of them; every rank gets all scores, in the order of the snapshots.
 
     Args:
-        num_samples: Number of probe samples N.
+        items: All.
+        score: Scores this rank's.
+        progress: Whether rank 0 shows a progress bar.
     """
-    return min(NUM_GROUPS, num_samples // NUM_FOLDS)
-
-
-def describe_probe(probe: Probe) -> dict[str, float | int]:
-    """Samples, classes and the label entropy in nats, for the record."""
-    return {
-        "size": len(probe),
-        "classes": len(torch.unique(probe.labels)),
-        "label_entropy": label_entropy(probe.labels),
-    }
+    own = items[current_rank() :: num_ranks()]
+    bar = tqdm(own, desc="Selecting teachers", unit="snapshot", disable=not progress or current_rank() > 0)
+    by_file = {scored.candidate.file: scored for part in on_all_ranks(lambda: score(bar)) for scored in part}
+    return [by_file[item.snapshot.file] for item in items]

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.losses.kd import kd_loss
-from lightning_ckptkd.tasks.legacy import get_logits
+from lightning_ckptkd.tasks.base import Task
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.calling import call
+from lightning_ckptkd.tasks.outputs import get_output
 from lightning_ckptkd.trainer.optimizers import OptimizerCallable
 
 
@@ -68,9 +69,9 @@ class StudentProxy:
         budget = {name: getattr(self, name) for name in ("steps", "candidates", "batch_size", "alpha", "temperature")}
         return {"student": type(self.student).__name__, "parameters": parameters, **budget}
 
-    def logits(self, student: nn.Module, inputs: Tensor) -> Tensor:
-        """Logits (N, K) of a copy of the student."""
-        return get_logits(student(inputs), self.logits_key, type(student).__name__)
+    def logits(self, student: nn.Module, batch: Batch) -> Tensor:
+        """What a copy of the student makes of a batch on its device, shape (N, ...)."""
+        return get_output(call(student, batch), self.logits_key, type(student).__name__, "student_proxy.logits_key")
 
     def check_logits(self, student: Tensor, teacher: Tensor) -> None:
         """Check that student and teacher agree on the classes.
@@ -79,35 +80,38 @@ class StudentProxy:
             ArgumentError: If not.
         """
         if student.shape != teacher.shape:
+            wanted = f"{teacher.shape[1]} classes" if teacher.dim() == 2 else "the teacher's outputs"
             raise ArgumentError(
                 f"student_proxy: the student gives logits of shape {tuple(student.shape)} and the teacher "
-                f"{tuple(teacher.shape)}. Give a student with {teacher.shape[1]} classes."
+                f"{tuple(teacher.shape)}. Give a student with {wanted}."
             )
 
-    def check_student(self, inputs: Tensor, teacher: Tensor) -> None:
-        """Try a copy of the student on a few samples (N, ...) that the teacher gave logits (N, K) of.
+    def check_student(self, batch: Batch, teacher: Tensor) -> None:
+        """Try a copy of the student on a few samples that the teacher's output (N, ...) is of.
 
         Raises:
-            ArgumentError: If the student's logits are not (N, K).
+            ArgumentError: If the student's is of another shape.
         """
         student = copy.deepcopy(self.student).cpu().eval()
         with torch.no_grad():
-            self.check_logits(self.logits(student, inputs), teacher)
+            self.check_logits(self.logits(student, batch), teacher)
 
 
 def distil_briefly(
     student: nn.Module,
-    teacher: Callable[[Tensor], Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    teacher: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
     proxy: StudentProxy,
+    task: Task,
 ) -> None:
     """Train a student in place for ``proxy.steps`` steps on the logits of one teacher.
 
     Args:
         student: Is left in training mode.
-        teacher: Gives logits (N, K), without gradient.
-        batches: X and Y, on the student's device; at least as many as there are steps.
-        proxy: The budget and the loss.
+        teacher: Gives its output (N, ...), without gradient.
+        batches: On the student's device; at least as many as there are steps.
+        proxy: The budget and the weights of the loss.
+        task: Gives the loss itself.
 
     Raises:
         ArgumentError: If student and teacher have different numbers of classes.
@@ -115,13 +119,15 @@ def distil_briefly(
     student.train()
     optimizer = proxy.optimizer(student.parameters())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / proxy.steps)
-    for _, (inputs, labels) in zip(range(proxy.steps), batches, strict=False):
-        target = teacher(inputs)
-        logits = proxy.logits(student, inputs)
-        proxy.check_logits(logits, target)
-        loss = proxy.alpha * F.cross_entropy(logits, labels)
-        loss = loss + (1 - proxy.alpha) * kd_loss(logits, target, proxy.temperature)
+    soft_loss = task.kd_loss(proxy.temperature)
+    for _, batch in zip(range(proxy.steps), batches, strict=False):
+        target = teacher(batch)
+        output = proxy.logits(student, batch)
+        proxy.check_logits(output, target)
+        rows = task.rows(output, target.unsqueeze(0), batch.targets)
+        loss = proxy.alpha * task.hard_loss(rows.student, rows.targets)
+        loss = loss + (1 - proxy.alpha) * soft_loss(rows.student, rows.teachers, rows.targets)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()

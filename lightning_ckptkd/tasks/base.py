@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 
 from lightning_ckptkd.errors import ArgumentError
@@ -248,6 +249,27 @@ class Task(ABC):
             return label_entropy(targets)
         rows = [units == unit for unit in range(int(units.max()) + 1)]
         return math.fsum(label_entropy(targets[own]) for own in rows if bool(own.any()))
+
+    def costs(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """-log q(y|f) of each row by the network's own head as it is, without a fitted temperature.
+
+        Args:
+            logits: Shape (R, K).
+            targets: Shape (R,), without ``ignore_index``.
+
+        Returns:
+            Nats, shape (R,), float64.
+        """
+        return F.cross_entropy(logits.double(), targets if targets.dim() == 1 else targets.double(), reduction="none")
+
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+        """Which rows are predicted correctly, shape (R,), bool; None where a prediction is not right or wrong.
+
+        Args:
+            logits: Shape (R, K).
+            targets: Shape (R,), where ``ignore_index`` is never hit; or (R, K), of which the largest counts.
+        """
+        return logits.argmax(1) == (targets if targets.dim() == 1 else targets.argmax(1))
 
     def describe(self) -> dict[str, Any]:
         """Name and options, for the record."""

@@ -102,6 +102,15 @@ class Regression(Task):
         return gaussian_head_gains(logits, targets, folds)
 
     @override
+    def costs(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The squared error of each row, summed over its D numbers, shape (R,), float64."""
+        return (logits.double() - targets.double()).square().sum(1)
+
+    @override
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+        return None
+
+    @override
     def label_entropy(self, targets: Tensor, units: Tensor | None = None) -> float | None:
         return None
 

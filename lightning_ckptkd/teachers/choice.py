@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError, SelectionError
-from lightning_ckptkd.information.ranking import rank_by_position
+from lightning_ckptkd.information.ranking import rank_half, rank_last
 from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore
 
-_POSITIONS = ("full", "half")
+_POSITIONS = {"full": rank_last, "half": rank_half}
 
 
 def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = None) -> list[Snapshot]:
@@ -46,7 +46,7 @@ def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = N
                 f"choice={choice!r} is unknown; give 'selected', {', '.join(map(repr, _POSITIONS))} or epochs."
             )
         steps = torch.tensor([snapshot.global_step for snapshot in store.snapshots], dtype=torch.float64)
-        return [store.snapshots[index] for index in rank_by_position(steps, choice, 1).tolist()]
+        return [store.snapshots[index] for index in _POSITIONS[choice](steps, 1).tolist()]
     by_epoch = {snapshot.epoch: snapshot for snapshot in store.snapshots}  # of several in an epoch the last
     epochs = list(choice or ())
     missing = [epoch for epoch in epochs if epoch not in by_epoch]

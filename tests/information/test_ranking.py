@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
-from lightning_ckptkd.information.ranking import ScoreRule, choose_spaced, normalise, rank_by_position, rank_by_score
+from lightning_ckptkd.information.ranking import (
+    ScoreRule,
+    choose_spaced,
+    normalise,
+    rank_by_score,
+    rank_half,
+    rank_last,
+    rank_spaced,
+)
 
 STEPS = torch.arange(1, 11, dtype=torch.float64) * 10
 
@@ -79,25 +90,25 @@ def test_spaced_choice(order: list[int], count: int, chosen: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "count", "order"),
+    ("rank", "count", "order"),
     [
-        ("full", 1, [9]),
-        ("full", 3, [9, 8, 7]),
-        ("half", 1, [4]),
-        ("half", 3, [4, 3, 5]),
-        ("spaced", 1, [9]),
-        ("spaced", 2, [9, 4]),
-        ("spaced", 5, [9, 7, 5, 3, 1]),
-        ("spaced", 10, list(range(9, -1, -1))),
+        (rank_last, 1, [9]),
+        (rank_last, 3, [9, 8, 7]),
+        (rank_half, 1, [4]),
+        (rank_half, 3, [4, 3, 5]),
+        (rank_spaced, 1, [9]),
+        (rank_spaced, 2, [9, 4]),
+        (rank_spaced, 5, [9, 7, 5, 3, 1]),
+        (rank_spaced, 10, list(range(9, -1, -1))),
     ],
 )
-def test_rank_by_position(rule: str, count: int, order: list[int]) -> None:
-    assert rank_by_position(STEPS, rule, count).tolist() == order
+def test_rank_by_position(rank: Callable[[Tensor, int], Tensor], count: int, order: list[int]) -> None:
+    assert rank(STEPS, count).tolist() == order
 
 
 def test_half_is_half_of_the_steps_not_of_the_snapshots() -> None:
-    assert rank_by_position(torch.tensor([1.0, 2.0, 3.0, 60.0, 100.0]), "half", 1).tolist() == [3]
+    assert rank_half(torch.tensor([1.0, 2.0, 3.0, 60.0, 100.0]), 1).tolist() == [3]
 
 
 def test_spaced_never_takes_one_twice() -> None:
-    assert sorted(rank_by_position(torch.tensor([98.0, 99.0, 100.0]), "spaced", 3).tolist()) == [0, 1, 2]
+    assert sorted(rank_spaced(torch.tensor([98.0, 99.0, 100.0]), 3).tolist()) == [0, 1, 2]

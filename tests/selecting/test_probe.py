@@ -16,8 +16,9 @@ from torch.utils.data import (
 )
 
 from lightning_ckptkd import ArgumentError
-from lightning_ckptkd.selecting.probe import collect_probe, first_samples
-from lightning_ckptkd.tasks.legacy import check_labels, inputs_and_labels
+from lightning_ckptkd.selecting import probe as probes
+from lightning_ckptkd.selecting.probe import Probe, first_samples
+from lightning_ckptkd.tasks.reading import BatchReader
 
 
 def data(count: int = 300) -> TensorDataset:
@@ -29,19 +30,32 @@ class Stream(IterableDataset[Any]):
         return iter(data())
 
 
+def collect_probe(loader: Any, size: int, seed: int, reader: BatchReader | None = None) -> Probe:
+    return probes.collect_probe(loader, size, seed, reader or BatchReader())
+
+
+def inputs(probe: Probe) -> torch.Tensor:
+    assert probe.inputs is not None
+    return probe.inputs
+
+
+def labels(probe: Probe) -> torch.Tensor:
+    return torch.cat([batch.targets for batch in probe.batches])
+
+
 def test_a_fixed_seeded_part_whatever_the_sampler() -> None:
     first = collect_probe(DataLoader(data(), 7, shuffle=True), 100, seed=1)
     again = collect_probe(DataLoader(data(), 64), 100, seed=1)
     other = collect_probe(DataLoader(data(), 64), 100, seed=2)
     assert len(first) == 100
-    assert len(torch.unique(first.inputs)) == 100
-    assert torch.equal(first.inputs, again.inputs)
-    assert torch.equal(first.labels, again.labels)
-    assert not torch.equal(first.inputs, other.inputs)
+    assert len(torch.unique(inputs(first))) == 100
+    assert torch.equal(inputs(first), inputs(again))
+    assert torch.equal(labels(first), labels(again))
+    assert not torch.equal(inputs(first), inputs(other))
 
 
 def test_fewer_than_asked_for_is_all() -> None:
-    assert torch.equal(collect_probe(DataLoader(data(80), 32), 1000, seed=0).inputs, data(80).tensors[0])
+    assert torch.equal(inputs(collect_probe(DataLoader(data(80), 32), 1000, seed=0)), data(80).tensors[0])
 
 
 @pytest.mark.parametrize("loader", [DataLoader(Stream(), 32), [(torch.randn(60, 2), torch.arange(60))] * 9])
@@ -49,7 +63,7 @@ def test_of_other_iterables_the_first(loader: Any) -> None:
     probe = collect_probe(loader, 70, seed=0)
     assert len(probe) == 70
     first = next(iter(loader))[0]
-    assert torch.equal(probe.inputs[: len(first)], first)
+    assert torch.equal(inputs(probe)[: len(first)], first)
 
 
 def test_too_few_samples() -> None:
@@ -57,52 +71,10 @@ def test_too_few_samples() -> None:
         collect_probe(DataLoader(data(49), 32), 1000, seed=0)
 
 
-def test_negative_labels() -> None:
-    with pytest.raises(ArgumentError, match=r"has the label -1"):
-        collect_probe([(torch.randn(60, 2), torch.full((60,), -1))], 60, seed=0)
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        (torch.ones(2, 3), torch.zeros(2, dtype=torch.long)),
-        [torch.ones(2, 3), torch.zeros(2, dtype=torch.long), "index"],
-        {"pixel_values": torch.ones(2, 3), "labels": torch.zeros(2, dtype=torch.long)},
-    ],
-)
-def test_batches(batch: Any) -> None:
-    x, y = inputs_and_labels(batch)
-    assert x.shape == (2, 3)
-    assert y.shape == (2,)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (torch.ones(3), "but is Tensor"),
-        ((torch.ones(2), "label"), r"but is tuple of \['Tensor', 'str'\]"),
-        ({"text": 1}, r"a mapping with \['text'\]"),
-        (
-            (torch.ones(2, 3), torch.ones(2, 10)),
-            r"class indices of shape \(2,\), but are torch.float32 of shape \(2, 10\)",
-        ),
-    ],
-)
-def test_other_batches_are_described(batch: Any, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        inputs_and_labels(batch)
-
-
-def test_labels_outside_the_classes() -> None:
-    check_labels(torch.tensor([0, 9]), 10)
-    with pytest.raises(ArgumentError, match=r"Labels run from 0 to 10, but the teacher has 10 classes \(0 to 9\)"):
-        check_labels(torch.tensor([0, 10]), 10)
-
-
 def test_a_sampler_that_picks_a_split_is_respected() -> None:
     held_out = list(range(200, 300))
     probe = collect_probe(DataLoader(data(), 32, sampler=SubsetRandomSampler(held_out)), 60, seed=0)
-    assert set(probe.inputs.flatten().tolist()) <= set(held_out)
+    assert set(inputs(probe).flatten().tolist()) <= set(held_out)
     again = collect_probe(DataLoader(data(), 32, sampler=SubsetRandomSampler(held_out)), 60, seed=0)
     assert probe.digest() == again.digest()
     assert probe.digest() != collect_probe(DataLoader(data(), 32), 60, seed=0).digest()
@@ -111,12 +83,12 @@ def test_a_sampler_that_picks_a_split_is_respected() -> None:
 def test_a_split_is_respected_on_each_rank() -> None:
     """Under DDP, Lightning wraps the user's sampler and gives each rank a share of it."""
     held_out = list(range(200, 300))
-    probes = []
+    drawn = []
     for rank in (0, 1):
         sampler = DistributedSamplerWrapper(SubsetRandomSampler(held_out), num_replicas=2, rank=rank)
-        probes.append(collect_probe(DataLoader(data(), 32, sampler=sampler), 60, seed=0))
-    assert set(probes[0].inputs.flatten().tolist()) <= set(held_out)
-    assert probes[0].digest() == probes[1].digest()
+        drawn.append(collect_probe(DataLoader(data(), 32, sampler=sampler), 60, seed=0))
+    assert set(inputs(drawn[0]).flatten().tolist()) <= set(held_out)
+    assert drawn[0].digest() == drawn[1].digest()
 
 
 def test_batches_of_the_users_own_making() -> None:
@@ -125,14 +97,52 @@ def test_batches_of_the_users_own_making() -> None:
 
     sampler = BatchSampler(SequentialSampler(range(100)), 10, drop_last=False)
     probe = collect_probe(DataLoader(data(), batch_sampler=sampler, collate_fn=doubled), 1000, seed=0)
-    assert torch.equal(probe.inputs, 2 * data(100).tensors[0])
+    assert torch.equal(inputs(probe), 2 * data(100).tensors[0])
     whole_batches = [(torch.full((30, 1), float(index)), torch.zeros(30, dtype=torch.long)) for index in range(4)]
     probe = collect_probe(DataLoader(whole_batches, batch_size=None), 70, seed=0)  # type: ignore[arg-type]
     assert len(probe) == 70
 
 
 def test_first_samples() -> None:
-    first = first_samples(DataLoader(data(), 64), 8)
+    first = first_samples(DataLoader(data(), 64), 8, BatchReader())
     assert first is not None
     assert len(first) == 8
-    assert first_samples([], 8) is None
+    assert first_samples([], 8, BatchReader()) is None
+
+
+def test_batches_that_cannot_be_cut_stay_as_they_came() -> None:
+    def tokens(count: int, length: int) -> dict[str, torch.Tensor]:
+        ids = torch.arange(count * length).view(count, length)
+        return {"input_ids": ids, "attention_mask": ids % 2, "labels": torch.arange(count)}
+
+    loader = [tokens(30, 4), tokens(30, 7), tokens(30, 5)]
+    probe = collect_probe(loader, 50, seed=0)
+    assert len(probe) == 60 and probe.inputs is None
+    assert [batch.inputs["input_ids"].shape[1] for batch in probe.batches] == [4, 7]
+    assert probe.digest() == collect_probe(loader, 50, seed=1).digest()
+    loader[1]["attention_mask"] = torch.ones(30, 7)
+    assert probe.digest() != collect_probe(loader, 50, seed=0).digest()
+
+
+def test_samples_of_several_shapes_stay_apart() -> None:
+    loader = [(torch.randn(30, 1, side, side), torch.arange(30)) for side in (8, 9)]
+    probe = collect_probe(loader, 50, seed=0)
+    assert [len(batch) for batch in probe.batches] == [30, 20]
+    assert probe.inputs is None
+
+
+def test_what_is_done_to_a_batch_on_its_way() -> None:
+    def transfer(batch: Any) -> Any:
+        return batch[0] * 2, batch[1]
+
+    found = probes.collect_probe(DataLoader(data(), 32), 60, 0, BatchReader(), transfer)
+    plain = collect_probe(DataLoader(data(), 32), 60, seed=0)
+    assert torch.equal(inputs(found), 2 * inputs(plain))
+    few, doubled = (first_samples(DataLoader(data(), 32), 4, BatchReader(), done) for done in (None, transfer))
+    assert few is not None and doubled is not None
+    assert torch.equal(inputs(doubled), 2 * inputs(few))
+
+
+def test_inputs_and_targets_of_different_numbers() -> None:
+    with pytest.raises(ArgumentError, match="A batch has 60 inputs and 50 targets"):
+        collect_probe([(torch.randn(60, 2), torch.arange(50))], 50, seed=0)

@@ -23,9 +23,13 @@ from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.label import head_gains
 from lightning_ckptkd.selecting import student_proxy
-from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer, TrainingData
+from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer
 from lightning_ckptkd.selecting.student_proxy import distil_briefly
+from lightning_ckptkd.selecting.training_data import TrainingData
 from lightning_ckptkd.snapshots import Selection
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.multiclass import Multiclass
+from lightning_ckptkd.tasks.reading import BatchReader
 from tests.projects import DigitsData, Project, digits, make_trainer
 
 
@@ -120,8 +124,8 @@ def test_the_same_again_whatever_was_drawn_before(harvest: Path) -> None:
     (harvest / "scores.json").unlink()
     seed_everything(5, verbose=False)
     assert select(harvest, loader=loader).candidates == first.candidates
-    x, y = next(TrainingData(loader, lambda batch: batch).batches(1, 64, 0))
-    assert len(x) == len(y) == 64, "whatever the loader's own batches are"
+    batch = next(TrainingData(loader, BatchReader()).batches(1, 64, 0))
+    assert len(batch) == len(batch.inputs) == 64, "whatever the loader's own batches are"
 
 
 def test_a_few_samples_and_a_stream_are_used_again_and_again() -> None:
@@ -130,8 +134,8 @@ def test_a_few_samples_and_a_stream_are_used_again_and_again() -> None:
             return iter(digits(0, 20))
 
     for loader, size in ((DataLoader(digits(0, 20), 8), 32), (DataLoader(Stream(), 10), 10)):
-        batches = list(TrainingData(loader, lambda batch: batch).batches(7, 32, 0))
-        assert [len(labels) for _, labels in batches] == [size] * 7
+        batches = list(TrainingData(loader, BatchReader()).batches(7, 32, 0))
+        assert [len(batch) for batch in batches] == [size] * 7
 
 
 def test_cancelled_and_taken_up_again(
@@ -141,11 +145,11 @@ def test_cancelled_and_taken_up_again(
     trained: list[str] = []
     real = ProxyScorer._train
 
-    def train_two(self: ProxyScorer, candidate: Any, bar: Any) -> Any:
+    def train_two(self: ProxyScorer, item: Any, bar: Any) -> Any:
         if len(trained) == 2:
             raise KeyboardInterrupt
-        trained.append(candidate.file)
-        return real(self, candidate, bar)
+        trained.append(item.snapshot.file)
+        return real(self, item, bar)
 
     monkeypatch.setattr(ProxyScorer, "_train", train_two)
     cancelled = select(harvest)
@@ -155,7 +159,7 @@ def test_cancelled_and_taken_up_again(
     monkeypatch.setattr(
         ProxyScorer,
         "_train",
-        lambda self, candidate, bar: (trained.append(candidate.file), real(self, candidate, bar))[1],
+        lambda self, item, bar: (trained.append(item.snapshot.file), real(self, item, bar))[1],
     )
     resumed = select(harvest)
     assert len(trained) == 3, "two were found"
@@ -287,10 +291,10 @@ def test_the_learning_rate_falls_to_nothing() -> None:
             return super().step(closure)
 
     proxy = small_proxy(steps=4, optimizer=lambda p: Watched(p, lr=1.0))
-    batches = [(torch.ones(2, 64), torch.zeros(2, dtype=torch.long))] * 9
+    batches = [Batch(torch.ones(2, 64), torch.zeros(2, dtype=torch.long))] * 9
 
-    def teacher(inputs: Tensor) -> Tensor:
-        return torch.zeros(len(inputs), 10)
+    def teacher(batch: Batch) -> Tensor:
+        return torch.zeros(len(batch), 10)
 
-    distil_briefly(linear(), teacher, batches, proxy)
+    distil_briefly(linear(), teacher, batches, proxy, Multiclass())
     assert rates == [1.0, 0.75, 0.5, 0.25]

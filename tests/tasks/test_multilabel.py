@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.information.by_sample import gains_by_sample
 from lightning_ckptkd.information.folds import assign_folds
-from lightning_ckptkd.information.label import gains_by_sample
 from lightning_ckptkd.tasks import Binary, Multilabel
 
 

@@ -1,0 +1,53 @@
+"""Rules: how snapshots are scored and ordered. One a file; ``base`` says what a rule of your own implements."""
+
+from lightning_ckptkd.selecting.rules.base import (
+    JointScorer,
+    MeanRule,
+    Needs,
+    PositionRule,
+    Ranked,
+    RowRule,
+    Rule,
+    Scorer,
+    ScoringRule,
+)
+from lightning_ckptkd.selecting.rules.held_out import Accuracy, Loss
+from lightning_ckptkd.selecting.rules.mcmi import MCMI
+from lightning_ckptkd.selecting.rules.mi import MI
+from lightning_ckptkd.selecting.rules.position import Full, Half, Spaced
+from lightning_ckptkd.selecting.rules.registry import (
+    RULES,
+    default_of,
+    make_rule,
+    moved_options,
+    names_of_rules,
+    where_it_went,
+)
+from lightning_ckptkd.selecting.rules.words import Column, Words
+
+__all__ = [
+    "MCMI",
+    "MI",
+    "RULES",
+    "Accuracy",
+    "Column",
+    "Full",
+    "Half",
+    "JointScorer",
+    "Loss",
+    "MeanRule",
+    "Needs",
+    "PositionRule",
+    "Ranked",
+    "RowRule",
+    "Rule",
+    "Scorer",
+    "ScoringRule",
+    "Spaced",
+    "Words",
+    "default_of",
+    "make_rule",
+    "moved_options",
+    "names_of_rules",
+    "where_it_went",
+]

@@ -1,0 +1,277 @@
+"""What a rule is: an object with options of its own that says what it needs, scores a snapshot, and orders them.
+
+The simplest rule of your own is a :class:`RowRule` (a number for each row of logits, whose mean is the score) or a
+:class:`PositionRule` (an order of places in training). It goes to ``MISelector(rule=...)``, by class path from a
+config or the command line. Keep each option of ``__init__`` as an attribute of its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.selecting.features import Features
+from lightning_ckptkd.selecting.probe import Probe
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules.words import Words
+from lightning_ckptkd.selecting.score import Score, Term, replicates_of
+from lightning_ckptkd.snapshots import Candidate, JointChoice
+from lightning_ckptkd.snapshots.fields import json_safe
+
+SCORE = "score"  # the term of a rule that has only one
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a rule wants of each snapshot.
+
+    Attributes:
+        logits: Whether it can't do without them.
+        vectors: Whether it needs a vector of features for each sample, from a layer.
+        feature_map: Whether it needs a feature map (N, C, H, W).
+        layer: Name of the module that gives both; None finds it.
+        what: What needs the logits, for a message.
+        remedy: What to do where there are none, likewise.
+    """
+
+    logits: bool = True
+    vectors: bool = False
+    feature_map: bool = False
+    layer: str | None = None
+    what: str = "The rule"
+    remedy: str = "use a rule that reads features alone, MI(label_estimator='logistic')"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Snapshots with what a rule makes of their scores.
+
+    Attributes:
+        candidates: With ``score`` and what else the rule knows.
+        replicates: The scores without each group of samples in turn, shape (G, S), float64.
+    """
+
+    candidates: Sequence[Candidate]
+    replicates: Tensor
+
+
+class Scorer(Protocol):
+    """A rule with all that is the same for each snapshot prepared once."""
+
+    def score(self, features: Features) -> Mapping[str, Term]:
+        """What is measured of one snapshot, by the rule's own names."""
+
+    def rank(self, scores: Sequence[Score]) -> Ranked:
+        """Scores of all usable snapshots, in the same order."""
+
+
+class JointScorer(Scorer, Protocol):
+    """A scorer that can choose a set by what its members tell together."""
+
+    def pool(self, best: Sequence[Candidate], least: int) -> Sequence[Candidate]:
+        """Which of the snapshots, the best first, a set may be made of; ``least`` of them at least."""
+
+    def member(self, features: Features) -> Any:
+        """What is needed of one snapshot of the pool; it must be possible to pickle."""
+
+    def grow(
+        self, scores: Sequence[Score], files: Sequence[str], members: Sequence[Any], count: int | None
+    ) -> list[JointChoice]:
+        """Make a set, the first of the pool in it.
+
+        Args:
+            scores: Of all usable snapshots.
+            files: Of the pool.
+            members: What :meth:`member` gave of each.
+            count: How many; None goes on while one more tells something.
+        """
+
+
+class Rule:
+    """How the snapshots of a harvest are put into an order.
+
+    Attributes:
+        num_teachers: How many are chosen where the user does not say.
+    """
+
+    num_teachers: ClassVar[int] = 3
+    short_name: ClassVar[str] = ""  # of the package's own
+
+    @property
+    def name(self) -> str:
+        """The short name; of a rule of your own, where the class is."""
+        own: str = vars(type(self)).get("short_name", "")  # a subclass is another rule
+        return own or f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @property
+    def words(self) -> Words:
+        """What table and picture call its numbers."""
+        return Words()
+
+    def options(self) -> dict[str, Any]:
+        """Its options by name, as given.
+
+        Raises:
+            ArgumentError: If one is not kept as an attribute.
+        """
+        names = [
+            name
+            for name, parameter in inspect.signature(type(self).__init__).parameters.items()
+            if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        missing = [name for name in names if not hasattr(self, name)]
+        if missing:
+            raise ArgumentError(
+                f"{type(self).__name__} takes {missing[0]} and keeps it under another name, so that the record of a "
+                f"choice could not say what it was made with. Write self.{missing[0]} = {missing[0]} in __init__."
+            )
+        return {name: getattr(self, name) for name in names}
+
+    def describe(self) -> dict[str, Any]:
+        """Name and options, for the record."""
+        described: dict[str, Any] = json_safe({"name": self.name, **self.options()})
+        return described
+
+
+class PositionRule(Rule, ABC):
+    """A rule that looks at nothing but the snapshots' place in training."""
+
+    @property
+    @override
+    def words(self) -> Words:
+        return Words(nothing="this rule goes by position\nand scores nothing")
+
+    @abstractmethod
+    def order(self, steps: Tensor, count: int) -> Tensor:
+        """Which snapshots are taken.
+
+        Args:
+            steps: Global step of each snapshot in the order of training, shape (S,), float64.
+            count: How many, at most S.
+
+        Returns:
+            Indices, the best first, shape (count,).
+        """
+
+
+class ScoringRule(Rule, ABC):
+    """A rule that runs the snapshots on the probe set."""
+
+    @property
+    def joint(self) -> bool:
+        """Whether it can choose a set by what its members tell together; its scorer is a :class:`JointScorer` then."""
+        return False
+
+    def needs(self, *, joint: bool = False) -> Needs:
+        """What it wants of each snapshot; ``joint`` if a set is chosen by what its members tell together."""
+        return Needs(what=f"rule={self.name!r}")
+
+    def key(self) -> dict[str, Any]:
+        """All that what it measures of a snapshot depends on: scores that were kept are taken for the same key only.
+
+        Leave out options that matter only when scores are ranked. The code of a rule of your own is in it.
+        """
+        return {**self.describe(), "code": _code_of(type(self))}
+
+    def check(self, probe: Probe) -> None:
+        """Refuse inputs that can't be scored, before anything runs.
+
+        Raises:
+            ArgumentError: If so.
+        """
+
+    def check_rows(self, rows: ProbeRows, *, joint: bool = False) -> None:
+        """Refuse targets that can't be scored, as soon as the task is known.
+
+        Args:
+            rows: The probe set, or a few samples of it.
+            joint: Whether a set is chosen by what its members tell together.
+
+        Raises:
+            ArgumentError: If so.
+        """
+
+    @abstractmethod
+    def prepare(self, rows: ProbeRows, device: torch.device | str) -> Scorer:
+        """Get ready to score.
+
+        Args:
+            rows: The probe set.
+            device: Where whatever is trained for it is trained.
+        """
+
+
+class MeanRule(ScoringRule):
+    """A rule with one number, larger is better, that is a mean over the probe set."""
+
+    @abstractmethod
+    def measure(self, features: Features, rows: ProbeRows) -> Term:
+        """The score of one snapshot; ``rows.term`` gives a mean over rows its error over samples."""
+
+    @override
+    def prepare(self, rows: ProbeRows, device: torch.device | str) -> Scorer:
+        return _MeanScorer(self, rows)
+
+
+class RowRule(MeanRule):
+    """A rule whose score is the mean of a number for each row of logits: larger is better.
+
+    Its standard error over probe samples comes by itself.
+    """
+
+    @abstractmethod
+    def values(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What each row adds.
+
+        Args:
+            logits: Shape (R, K), float32. A row is a sample or, where a sample has several targets, one of these.
+            targets: Class indices, shape (R,); for some tasks shape (R, K).
+
+        Returns:
+            Shape (R,).
+        """
+
+    @override
+    def measure(self, features: Features, rows: ProbeRows) -> Term:
+        assert features.logits is not None
+        return rows.term(self.values(features.logits, rows.targets))
+
+
+class _MeanScorer:
+    def __init__(self, rule: MeanRule, rows: ProbeRows) -> None:
+        self._rule, self._rows = rule, rows
+
+    def score(self, features: Features) -> dict[str, Term]:
+        return {SCORE: self._rule.measure(features, self._rows)}
+
+    def rank(self, scores: Sequence[Score]) -> Ranked:
+        terms = [score.terms[SCORE] for score in scores]
+        candidates = [
+            replace(score.candidate, score=term.value, score_error=term.error)
+            for score, term in zip(scores, terms, strict=True)
+        ]
+        return Ranked(candidates, replicates_of(terms))
+
+
+def _code_of(kind: type[Rule]) -> str:
+    """A hash of the files that a rule's code is in, so that scores by code that has changed since are not taken."""
+    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in (_PACKAGE, "abc", "builtins")]
+    try:
+        sources = [inspect.getsource(inspect.getmodule(base) or base) for base in own]
+    except (OSError, TypeError):  # typed at a prompt: scores are good for this very class only
+        sources = [f"{_THIS_PROCESS} {kind!r} {id(kind)}"]
+    return hashlib.sha256("".join(sources).encode()).hexdigest() if own else ""
+
+
+_PACKAGE = __name__.partition(".")[0]  # whose version is in the key, too
+_THIS_PROCESS = secrets.token_hex()

@@ -1,0 +1,56 @@
+"""Rules by what a snapshot itself makes of held-out samples: the share that it gets right, and its loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.selecting.features import Features
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules.base import MeanRule
+from lightning_ckptkd.selecting.rules.words import Words
+from lightning_ckptkd.selecting.score import Term
+
+
+class Accuracy(MeanRule):
+    """The share of the probe set that a snapshot gets right, of all rows that have a target."""
+
+    short_name: ClassVar[str] = "accuracy"
+
+    @property
+    @override
+    def words(self) -> Words:
+        return Words(score="share right")
+
+    @override
+    def measure(self, features: Features, rows: ProbeRows) -> Term:
+        if features.hits is None:
+            raise ArgumentError(
+                f"rule={self.name!r} counts what is right, and predictions of the task {rows.task.name!r} are not "
+                "right or wrong. Use rule='loss'."
+            )
+        return rows.share(features.hits)
+
+
+class Loss(MeanRule):
+    """H(Y) less the held-out cross-entropy of a snapshot as it is, in nats; of regression, less the squared error.
+
+    No temperature is fitted, unlike for :class:`MI`'s label term, so that over-confidence counts: a snapshot that has
+    memorised wrong labels is confident where it is wrong. H(Y) is the same for all snapshots, and makes zero what the
+    labels' frequencies alone tell.
+    """
+
+    short_name: ClassVar[str] = "loss"
+
+    @property
+    @override
+    def words(self) -> Words:
+        return Words(score="H(Y) - CE nats")
+
+    @override
+    def measure(self, features: Features, rows: ProbeRows) -> Term:
+        assert features.logits is not None
+        gains = rows.term(-rows.task.costs(features.logits, rows.targets))
+        return gains.plus(rows.task.label_entropy(rows.targets, rows.units) or 0.0)

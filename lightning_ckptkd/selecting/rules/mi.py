@@ -1,0 +1,194 @@
+"""MI: what a snapshot's features tell of the input and of the label (Wang et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from typing_extensions import override
+
+from lightning_ckptkd.errors import ArgumentError, near_names
+from lightning_ckptkd.information.likelihoods import LIKELIHOODS
+from lightning_ckptkd.information.ranking import NORMALISATIONS, ScoreRule
+from lightning_ckptkd.losses.arguments import check_temperature
+from lightning_ckptkd.selecting.probe import Probe
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules.base import JointScorer, Needs, ScoringRule
+from lightning_ckptkd.selecting.rules.mi_scorer import Estimators, MIScorer
+from lightning_ckptkd.selecting.rules.words import Column, Words
+from lightning_ckptkd.tasks.batch import describe
+
+FEATURES = ("layer", "logits", "probabilities")
+INPUT_ESTIMATORS = ("gaussian", "convolutional")
+LABEL_ESTIMATORS = ("head", "logistic", "convolutional")
+_BOUNDED = {("gaussian", likelihood) for likelihood in LIKELIHOODS} | {("convolutional", "bce")}
+_AFTER_SCORING = (
+    "input_weight",
+    "label_weight",
+    "normalisation",
+    "label_floor",
+)  # no score of a snapshot depends on them
+_SHARES = {"max": "share of the largest", "minmax": "share of the range", "entropy": "share of the entropy"}
+
+
+class MI(ScoringRule):
+    """The weighted sum of I(X;F) and I(Y;F), each normalised over the snapshots; F is a feature of the snapshot.
+
+    Both are lower bounds of *decodable* information, in nats: they depend on the estimator, which is the same for each
+    snapshot. I(X;F) is left out where X is not one tensor, which ``input_weight=0`` allows.
+
+    Args:
+        feature: What F is: the output of a ``layer``, the ``logits``, or the ``probabilities`` at ``temperature``,
+            which is what a student sees.
+        layer: Name of the module whose output is F, within what was harvested. None is the input of the last
+            ``nn.Linear`` that runs (and the last feature map for the convolutional networks).
+        temperature: The student's T, for ``feature="probabilities"``.
+        input_estimator: For I(X;F): ``gaussian``, a linear-Gaussian decoder in closed form, or ``convolutional``,
+            the paper's decoder.
+        label_estimator: For I(Y;F): ``head``, the teacher's own last layer with a fitted temperature (what a student
+            of its logits sees), ``logistic``, a multinomial logistic probe of the features, or ``convolutional``, the
+            paper's small classifier.
+        given_label: Whether to take I(X;F|Y), what F tells of X beyond the label, for I(X;F).
+        input_weight: Weight of the normalised I(X;F).
+        label_weight: Weight of the normalised I(Y;F).
+        normalisation: ``entropy`` divides each term by the most that it could be, ``max`` by its largest value,
+            ``minmax`` maps it to [0, 1].
+        label_floor: Share of the largest I(Y;F), in [0, 1], below which a snapshot's I(X;F) does not count.
+        likelihood: Of the convolutional decoder: the paper's ``bce``, ``continuous_bernoulli`` or ``gaussian``.
+        decoder_steps: Training steps of a convolutional network, at most.
+
+    Raises:
+        ArgumentError: If an option can't be used.
+    """
+
+    short_name: ClassVar[str] = "mi"
+
+    def __init__(
+        self,
+        feature: str = "layer",
+        layer: str | None = None,
+        temperature: float = 5.0,
+        input_estimator: str = "gaussian",
+        label_estimator: str = "head",
+        given_label: bool = False,
+        input_weight: float = 1.0,
+        label_weight: float = 1.0,
+        normalisation: str = "entropy",
+        label_floor: float = 0.95,
+        likelihood: str = "bce",
+        decoder_steps: int = 300,
+    ) -> None:
+        self.feature, self.layer, self.temperature = feature, layer, temperature
+        self.input_estimator, self.label_estimator, self.given_label = input_estimator, label_estimator, given_label
+        self.input_weight, self.label_weight = input_weight, label_weight
+        self.normalisation, self.label_floor = normalisation, label_floor
+        self.likelihood, self.decoder_steps = likelihood, decoder_steps
+        self._check_options()
+
+    @property
+    @override
+    def joint(self) -> bool:
+        return self.input_estimator == "gaussian"
+
+    @property
+    @override
+    def words(self) -> Words:
+        return Words(
+            columns=(
+                Column("input_information", "I(X;F) nats", "input_error"),
+                Column("label_information", "I(Y;F) nats", "label_error"),
+            ),
+            lines=(("input_term", "I(X;F), normalised"), ("label_term", "I(Y;F), normalised")),
+            axis=_SHARES[self.normalisation],
+        )
+
+    @override
+    def needs(self, *, joint: bool = False) -> Needs:
+        of_head = self.label_estimator == "head"
+        return Needs(
+            logits=of_head or self.feature != "layer" or joint,
+            vectors=self.feature == "layer",
+            feature_map="convolutional" in (self.input_estimator, self.label_estimator),
+            layer=self.layer,
+            what="label_estimator='head'" if of_head else "ensemble='greedy'" if joint else f"feature={self.feature!r}",
+            remedy="use rule=MI(label_estimator='logistic') with feature='layer'",
+        )
+
+    @override
+    def key(self) -> dict[str, object]:
+        return {name: value for name, value in super().key().items() if name not in _AFTER_SCORING}
+
+    @override
+    def check(self, probe: Probe) -> None:
+        inputs = probe.inputs
+        if self.input_estimator == "convolutional" and (inputs is None or inputs.dim() != 4):
+            form = describe(probe.batches[0].inputs) if inputs is None else f"the shape {tuple(inputs.shape)}"
+            raise ArgumentError(
+                f"input_estimator='convolutional' needs images (N, C, H, W), but the inputs have {form}. "
+                "Use 'gaussian'."
+            )
+        if inputs is None and self.input_weight > 0:
+            raise ArgumentError(
+                f"I(X;F) is that of inputs which are one tensor, and a batch has {describe(probe.batches[0].inputs)}, "
+                "or samples of several shapes. Leave it out with rule=MI(input_weight=0), or use rule='loss'."
+            )
+
+    @override
+    def check_rows(self, rows: ProbeRows, *, joint: bool = False) -> None:
+        for argument, needs_labels in (
+            ("given_label=True", self.given_label),
+            (f"label_estimator={self.label_estimator!r}", self.label_estimator != "head"),
+            ("ensemble='greedy'", joint),
+        ):
+            if needs_labels:
+                rows.labels(argument)
+        if self.feature != "layer" and rows.samples is not None:
+            raise ArgumentError(
+                f"feature={self.feature!r} is for one row of logits a sample, and the task {rows.task.name!r} has "
+                "several here, or none for some. Use feature='layer'."
+            )
+
+    @override
+    def prepare(self, rows: ProbeRows, device: torch.device | str) -> JointScorer:
+        estimators = Estimators(
+            self.feature,
+            self.temperature,
+            self.input_estimator,
+            self.label_estimator,
+            self.given_label,
+            self.likelihood,
+            self.decoder_steps,
+        )
+        weighting = ScoreRule(self.input_weight, self.label_weight, self.normalisation, self.label_floor)
+        return MIScorer(rows, estimators, weighting, device)
+
+    def _check_options(self) -> None:
+        for name, known in (
+            ("feature", FEATURES),
+            ("input_estimator", INPUT_ESTIMATORS),
+            ("label_estimator", LABEL_ESTIMATORS),
+            ("normalisation", NORMALISATIONS),
+            ("likelihood", LIKELIHOODS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ArgumentError(f"{name}={value!r} is unknown. Near names: {near_names(str(value), known)}.")
+        if self.decoder_steps < 1:
+            raise ArgumentError(f"decoder_steps should be 1 or more, got {self.decoder_steps}.")
+        check_temperature(self.temperature)
+        if not 0 <= self.label_floor <= 1:
+            raise ArgumentError(f"label_floor should be in [0, 1], got {self.label_floor}.")
+        if self.normalisation == "entropy" and (self.input_estimator, self.likelihood) not in _BOUNDED:
+            raise ArgumentError(
+                f"normalisation='entropy' needs an entropy of the input, which likelihood={self.likelihood!r} does not "
+                "give. Use likelihood='bce' or input_estimator='gaussian', or another normalisation."
+            )
+        if self.given_label and self.input_estimator != "gaussian":
+            raise ArgumentError(
+                f"given_label=True is for input_estimator='gaussian', got {self.input_estimator!r}. Leave one out."
+            )
+        weights = self.input_weight, self.label_weight
+        if min(weights) < 0 or max(weights) == 0:
+            raise ArgumentError(
+                f"input_weight and label_weight should be 0 or more and not both 0, got {weights[0]} and {weights[1]}."
+            )

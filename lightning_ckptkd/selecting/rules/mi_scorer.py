@@ -1,0 +1,215 @@
+"""Both information terms of each snapshot, by the estimators that were chosen, and what their sum makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_ckptkd.information.convolutional import (
+    convolutional_input_gains,
+    convolutional_label_gains,
+    unit_range,
+)
+from lightning_ckptkd.information.gaussian import gaussian_ceiling, gaussian_gains
+from lightning_ckptkd.information.inputs import pool_inputs, principal_components, within_classes
+from lightning_ckptkd.information.joint import JointInformation, grow_set, reduce_features
+from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
+from lightning_ckptkd.information.logistic import logistic_gains
+from lightning_ckptkd.information.ranking import ScoreRule
+from lightning_ckptkd.information.uncertainty import jackknife_error
+from lightning_ckptkd.selecting.features import Features
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules.base import Ranked
+from lightning_ckptkd.selecting.score import Score, Term, replicates_of, values_of
+from lightning_ckptkd.snapshots import Candidate, JointChoice
+
+_MAX_COMPONENTS = 64
+_SAMPLES_PER_COMPONENT = 20
+_MOST_IN_POOL = 40  # snapshots that a joint choice is made among
+INPUT, LABEL = "input_information", "label_information"
+
+
+@dataclass(frozen=True)
+class Estimators:
+    """How both terms are estimated, and of what; :class:`.mi.MI` explains each."""
+
+    feature: str
+    temperature: float
+    input_estimator: str
+    label_estimator: str
+    given_label: bool
+    likelihood: str
+    decoder_steps: int
+
+
+class MIScorer:
+    """Estimators with everything that is the same for each snapshot prepared once.
+
+    Args:
+        rows: The probe set.
+        estimators: How to estimate.
+        weighting: How the terms are weighed; what they could be at most comes from the probe set.
+        device: Where networks are trained.
+
+    Attributes:
+        x: The inputs that the linear-Gaussian decoder decodes, shape (N, Dx), float64; None where X is not one tensor,
+            so that I(X;F) is left out.
+        input_entropy: The most that I(X;F) could be by this estimator, in nats; NaN where it has no bound.
+    """
+
+    def __init__(
+        self, rows: ProbeRows, estimators: Estimators, weighting: ScoreRule, device: torch.device | str = "cpu"
+    ) -> None:
+        self._rows, self._estimators, self._device = rows, estimators, device
+        self.x: Tensor | None = None
+        self.input_entropy = 0.0
+        self._images: Tensor | None = None
+        inputs = rows.probe.inputs
+        if inputs is not None:
+            count = min(_MAX_COMPONENTS, max(1, len(rows) // _SAMPLES_PER_COMPONENT))
+            self.x = principal_components(pool_inputs(inputs), count)
+            if estimators.given_label:
+                self.x = within_classes(self.x, self._labels)
+            self.input_entropy = gaussian_ceiling(self.x)
+            if estimators.input_estimator == "convolutional":
+                self._images = unit_range(inputs.float())
+                output, log_variance = output_of_mean(self._images, "bce")
+                alone = image_costs(output.expand_as(self._images), self._images, "bce", log_variance)
+                self.input_entropy = float(alone.mean()) if estimators.likelihood == "bce" else float("nan")
+        self._label_entropy = rows.task.label_entropy(rows.targets, rows.units)
+        self._unbound = replace(weighting, input_entropy=self.input_entropy)
+
+    def score(self, features: Features) -> dict[str, Term]:
+        """I(X;F), or I(X;F|Y), where X can be decoded; and I(Y;F)."""
+        pooled = self._chosen(features)
+        terms = {} if self.x is None else {INPUT: self._rows.sample_term(self._input_gains(features, pooled))}
+        return {**terms, LABEL: self._score_label(features, pooled)}
+
+    def rank(self, scores: Sequence[Score]) -> Ranked:
+        """Terms normalised, their weighted sum, and its error."""
+        labels, inputs = [score.terms[LABEL] for score in scores], self._input_terms(scores)
+        x, y = values_of(inputs), values_of(labels)
+        weighting = self._weighting(scores)
+        counts = weighting.above_floor(y)
+        replicates = weighting.scores(replicates_of(inputs), replicates_of(labels), counts)
+        errors = jackknife_error(replicates).tolist()
+        terms = [term.tolist() for term in (*weighting.terms(x, y), weighting.scores(x, y))]
+        candidates = [
+            replace(
+                score.candidate,
+                **_estimates(score.terms),
+                input_term=input_term if INPUT in score.terms else None,
+                label_term=label_term,
+                score=value,
+                score_error=error,
+            )
+            for score, input_term, label_term, value, error in zip(scores, *terms, errors, strict=True)
+        ]
+        return Ranked(candidates, replicates)
+
+    def pool(self, best: Sequence[Candidate], least: int) -> Sequence[Candidate]:
+        """Those whose I(X;F) counts, if they are enough."""
+        floor = self._unbound.label_floor * max(candidate.label_information or 0.0 for candidate in best)
+        above = [candidate for candidate in best if (candidate.label_information or 0.0) >= floor][:_MOST_IN_POOL]
+        return above if len(above) >= least else best[:_MOST_IN_POOL]
+
+    def member(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """Reduced features (N, D) and logits (N, K) of one snapshot."""
+        return reduce_features(self._decoded(self._chosen(features))), features.logits
+
+    def grow(
+        self,
+        scores: Sequence[Score],
+        files: Sequence[str],
+        members: Sequence[tuple[Tensor, Tensor | None]],
+        count: int | None,
+    ) -> list[JointChoice]:
+        """A set by I(X; F1..Fk) and I(Y;F) of the mean logits."""
+        assert self.x is not None
+        logits = [logits for _, logits in members if logits is not None]
+        joint = JointInformation(
+            self.x,
+            [feature for feature, _ in members],
+            logits if len(logits) == len(members) else None,
+            self._labels,
+            self._rows.folds,
+        )
+        x, y = values_of(self._input_terms(scores)), values_of([score.terms[LABEL] for score in scores])
+        steps = grow_set(joint, 0, count, self._weighting(scores).weights_of_nats(x, y), self._rows.seed)
+        return [
+            JointChoice(files[step.member], step.input_information, step.label_information, step.gain, step.gain_error)
+            for step in steps
+        ]
+
+    def _weighting(self, scores: Sequence[Score]) -> ScoreRule:
+        """How terms are weighed; where I(Y;F) has no bound, the most that a snapshot has of it stands in for that."""
+        bound = self._label_entropy
+        if bound is None:
+            bound = max(score.terms[LABEL].value for score in scores)
+        return replace(self._unbound, label_entropy=bound)
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        """The class of each sample."""
+        return self._rows.labels("rule='mi'")
+
+    def _chosen(self, features: Features) -> Tensor:
+        """F, shape (N, D)."""
+        estimators = self._estimators
+        if estimators.feature == "layer":
+            assert features.pooled is not None
+            return features.pooled
+        assert features.logits is not None
+        logits = features.logits
+        return logits if estimators.feature == "logits" else (logits.double() / estimators.temperature).softmax(1)
+
+    def _decoded(self, pooled: Tensor) -> Tensor:
+        """What X is decoded from."""
+        return within_classes(pooled, self._labels) if self._estimators.given_label else pooled
+
+    def _input_gains(self, features: Features, pooled: Tensor) -> Tensor:
+        estimators, folds = self._estimators, self._rows.folds
+        if self._images is None:
+            assert self.x is not None
+            return gaussian_gains(self.x, self._decoded(pooled), folds)
+        assert features.spatial is not None
+        return convolutional_input_gains(
+            self._images,
+            features.spatial,
+            folds,
+            likelihood=estimators.likelihood,
+            steps=estimators.decoder_steps,
+            seed=self._rows.seed,
+            device=self._device,
+        )
+
+    def _score_label(self, features: Features, pooled: Tensor) -> Term:
+        estimators, rows = self._estimators, self._rows
+        if estimators.label_estimator == "logistic":
+            return rows.sample_term(logistic_gains(pooled, self._labels, rows.folds))
+        if estimators.label_estimator == "convolutional":
+            assert features.spatial is not None
+            steps, seed = estimators.decoder_steps, rows.seed
+            return rows.sample_term(
+                convolutional_label_gains(
+                    self._labels, features.spatial, rows.folds, steps=steps, seed=seed, device=self._device
+                )
+            )
+        assert features.logits is not None
+        return rows.term(rows.task.label_gains(features.logits, rows.targets, rows.row_folds, rows.units))
+
+    def _input_terms(self, scores: Sequence[Score]) -> list[Term]:
+        """I(X;F) of each; nothing where it was left out."""
+        groups = len(scores[0].terms[LABEL].replicates)
+        return [score.terms.get(INPUT, Term(0.0, (0.0,) * groups)) for score in scores]
+
+
+def _estimates(terms: Mapping[str, Term]) -> dict[str, float]:
+    """What the record says of both terms."""
+    found = {name: term.value for name, term in terms.items()}
+    errors = {name.replace("information", "error"): term.error for name, term in terms.items()}
+    return {**found, **errors}

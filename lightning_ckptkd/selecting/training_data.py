@@ -1,0 +1,60 @@
+"""What the students of a proxy distillation are trained on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.selecting.probe import Transfer
+from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
+from lightning_ckptkd.tasks.reading import BatchReader
+from lightning_ckptkd.trainer.seeding import seed_all
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the proxy's students are trained on.
+
+    Attributes:
+        loader: The run's training data.
+        reader: Unpacks its batches.
+        transfer: What is done to a batch before.
+    """
+
+    loader: Iterable[Any]
+    reader: BatchReader
+    transfer: Transfer | None = None
+
+    def batches(self, steps: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """The same batches at each call with the same seed, also where transforms are random.
+
+        Raises:
+            ArgumentError: If there are no samples.
+        """
+        seed_all(seed)
+        for raw in itertools.islice(self._all_batches(steps * batch_size, batch_size, seed), steps):
+            yield self.reader(raw if self.transfer is None else self.transfer(raw))
+
+    def _all_batches(self, size: int, batch_size: int, seed: int) -> Iterator[Any]:
+        if not is_indexed(self.loader):
+            while True:
+                yield from _at_least_one(self.loader)
+        indices = sample_indices(self.loader)
+        generator = torch.Generator().manual_seed(seed)
+        rounds = -(-size // max(1, len(indices)))
+        shuffled = [indices[torch.randperm(len(indices), generator=generator)] for _ in range(rounds)]
+        yield from _at_least_one(load_samples(self.loader, torch.cat(shuffled)[:size].tolist(), batch_size))
+
+
+def _at_least_one(loader: Iterable[Any]) -> Iterator[Any]:
+    batch = None
+    for batch in loader:
+        yield batch
+    if batch is None:
+        raise ArgumentError("student_proxy: the training data have no batch. Give a train= dataloader that has.")
