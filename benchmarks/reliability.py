@@ -114,7 +114,7 @@ _ROWS = {
         "{whole} whole, of {different_manifests} different manifests",
     ),
     "object_kills": (
-        "S3 server: SIGKILL before each of {calls} requests in turn, at any moment, and of {trainings} trainings",
+        "S3 server: SIGKILL before one of {calls} requests, at any moment, and in {trainings} trainings",
         "{trials}",
         "nothing lost, leftovers cleaned; {locks_left_and_taken_over} locks left, which the same run took over",
     ),

@@ -32,7 +32,7 @@ _EPOCHS = 4
 
 
 def kill_trials(count: int, seed: int = 0) -> dict[str, Any]:
-    """``count`` writers: killed before the n-th request in turn, at any moment, and, every fifth, as whole trainings.
+    """``count`` writers: killed before one of their requests, at any moment, and, every fifth, whole trainings.
 
     Raises:
         AssertionError: If a committed snapshot is lost or wrong, another run gets in without being told, the same run

@@ -293,6 +293,10 @@ def test_listings_of_the_past_are_not_believed(url: str) -> None:
     files.ls(root)
     another_client().rm_file(f"{root}/manifest.json")
     assert not folder.exists("manifest.json")
+    files.ls(root)
+    another_client().pipe_file(f"{root}/late.txt", b"mine")
+    assert "late.txt" in Objects(url).names()
+    another_client().rm_file(f"{root}/late.txt")
     with SnapshotStore.create(url, "run", {}):  # cleans what the manifest no longer names
         assert names_in(url) == {"notes.txt", "lock.json"}
 
