@@ -25,9 +25,9 @@ class Snapshot:
 
     Attributes:
         epoch: Lightning's ``current_epoch`` (counted from 0) in which the weights were taken.
-        global_step: Lightning's ``global_step``: optimiser steps taken so far. Where Lightning does not see the steps (a
-            raw optimiser that manual optimisation steps itself), the training batches since it stood still count for
-            it, so that no two snapshots of a run have the same number.
+        global_step: Lightning's ``global_step``: optimiser steps taken so far. Where Lightning does not see the steps
+            (a raw optimiser that manual optimisation steps itself), the training batches since it stood still are
+            counted instead, so that no two snapshots of a run have the same number.
         file: Name of the safetensors file in the harvest's folder.
         sha256: SHA-256 of that file, in hexadecimal.
         size: Size of that file in bytes.
