@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, CkptKDError, SnapshotError
 from lightning_ckptkd.snapshots.cadence import Cadence
+from lightning_ckptkd.snapshots.clock import StepClock, WeightSample
 from lightning_ckptkd.snapshots.fields import json_safe
 from lightning_ckptkd.snapshots.folders import open_folder
 from lightning_ckptkd.snapshots.host_copy import (
@@ -102,7 +103,11 @@ class CheckpointHarvester(Callback):
         self._recorder: Recorder | None = None  # on rank 0
         self._averaging: WeightAveraging | None = None
         self._learning_rate: float | None = None
-        self._last_step = 0
+        self._clock = StepClock()
+        self._counted = 0  # global_step when training started, or at the last snapshot
+        self._sample: WeightSample | None = None  # of the weights at that moment
+        self._was_due = False
+        self._said_skipped = False
         self._last_entry: dict[str, Any] = {}
         self._waiting = False  # whether the last snapshot's metrics are not recorded yet
         self._stale_metrics: Mapping[str, Tensor] = {}
@@ -120,7 +125,8 @@ class CheckpointHarvester(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._restored and not self._active:  # saved again before training goes on, as tuners do
             return self._restored
-        return {"run_id": self._run_id, "folder": self.folder, "learning_rate": self._learning_rate}
+        state = {"run_id": self._run_id, "folder": self.folder, "learning_rate": self._learning_rate}
+        return {**state, "uncounted": self._clock.uncounted, "counted_batches": self._clock.batches}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -133,8 +139,9 @@ class CheckpointHarvester(Callback):
         self.folder = trainer.strategy.broadcast(str(self._resolve_folder(trainer)))
         self._abandon()  # what an earlier fit could not
         self._restored = {}  # of an earlier test, say; a checkpoint that is resumed is loaded after this hook
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and _count_batches(trainer) == 0:
             self._run_id = None
+            self._clock = StepClock()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,10 +155,15 @@ class CheckpointHarvester(Callback):
         check_strategy(trainer)
         self._averaging = find_averaging(trainer, self) if self.averaged else None
         get_submodule(pl_module, self.submodule, "submodule")
-        self._last_step = trainer.global_step
         self._last_entry = {}
-        self._waiting = False
+        self._waiting = self._was_due = self._said_skipped = False
         restored, self._restored = self._restored, {}
+        batches, uncounted = (
+            _count_batches(trainer),
+            restored.get("uncounted", 0) if restored else self._clock.uncounted,
+        )
+        self._clock = StepClock(trainer.global_step, restored.get("counted_batches", batches), uncounted)
+        self._remember(trainer, pl_module)
         self._learning_rate = restored.get("learning_rate", self._learning_rate)
         self._earlier_metrics = restored.get("metrics", {})
         weights = module_weights(pl_module, self.submodule)  # every rank: sharded modules need it
@@ -162,7 +174,7 @@ class CheckpointHarvester(Callback):
         self.folder = on_rank_zero(lambda: self._open(trainer, pl_module, restored, layout))
         self._active = True
         unstored: dict[str, Any] = restored.get("unstored") or {}
-        told = unstored.get("global_step") == trainer.global_step
+        told = unstored.get("global_step") == self._clock.position
         if told and on_rank_zero(lambda: self._is_missing(unstored)):
             self._take(pl_module, unstored)  # the run was killed before it was written; the checkpoint has its weights
 
@@ -183,9 +195,14 @@ class CheckpointHarvester(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        previous, self._last_step = self._last_step, trainer.global_step
-        if self.cadence.due_after_step(previous, trainer.global_step, _progress(trainer)):
-            self._snapshot(trainer, pl_module)
+        previous, batches = self._clock.position, _count_batches(trainer)
+        if self._clock.tick(trainer.global_step, batches):
+            if self.cadence.due_after_step(previous, self._clock.position, _progress(trainer)):
+                self._snapshot(trainer, pl_module)
+        elif trainer.global_step == self._counted:  # accumulated gradients, or steps that Lightning does not see
+            ahead = self._clock.ahead(batches)
+            if self.cadence.due_after_step(ahead - 1, ahead, _progress(trainer)) and self._moved(pl_module):
+                self._snapshot(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,7 +230,7 @@ class CheckpointHarvester(Callback):
         self._record_metrics(trainer)
         if self._active:
             self._active = False
-            on_rank_zero(lambda: self._finish(forget_after=trainer.global_step))
+            on_rank_zero(lambda: self._finish(forget_after=self._clock.position))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,7 +276,7 @@ class CheckpointHarvester(Callback):
         store = SnapshotStore.create(folder, self._run_id, self._describe(pl_module))
         self._recorder = Recorder(
             store,
-            position=trainer.global_step,
+            position=self._clock.position,
             retention=self.retention,
             pinned=trainer.strategy.root_device.type == "cuda",
             on_wait=_say_wait,
@@ -281,13 +298,38 @@ class CheckpointHarvester(Callback):
         return plan_layout(weights, None if self.dtype is None else STORED_DTYPES[self.dtype])
 
     def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step
-        # fast_dev_run, or the weights have not moved
-        if not self._active or step == 0 or step == self._last_entry.get("global_step"):
+        if not self._active:  # fast_dev_run
+            return
+        self._was_due = True
+        batches = _count_batches(trainer)
+        if trainer.global_step == self._counted and batches > self._clock.batches and self._moved(pl_module):
+            self._clock.count_batches(batches)
+        step = self._clock.position
+        if step in (0, self._last_entry.get("global_step")):
+            self._say_skipped(trainer)
             return
         entry = {"epoch": trainer.current_epoch, "global_step": step, "learning_rate": self._learning_rate}
         if self._take(pl_module, entry):
             self._waiting = True
+            self._remember(trainer, pl_module)
+
+    def _remember(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the weights are, to see later whether they have moved without a step that Lightning counts."""
+        self._counted = trainer.global_step
+        self._sample = WeightSample(pl_module)
+
+    def _moved(self, pl_module: LightningModule) -> bool:
+        """Whether the weights have moved since training started or the last snapshot; one answer on all ranks."""
+        return on_rank_zero(lambda: self._sample is None or self._sample.differs(pl_module))
+
+    def _say_skipped(self, trainer: Trainer) -> None:
+        if not self._said_skipped:
+            self._said_skipped = True
+            rank_zero_warn(
+                f"CheckpointHarvester: no snapshot is taken in epoch {trainer.current_epoch}, where one is due: no "
+                "optimiser step was taken, and the weights are what they were when training started or the last "
+                "snapshot was taken. Further ones are left out without a word."
+            )
 
     def _take(self, pl_module: LightningModule, entry: dict[str, Any]) -> bool:
         """Copy the weights and have them written as ``entry`` says; on every rank. Whether there is a snapshot."""
@@ -349,7 +391,7 @@ class CheckpointHarvester(Callback):
         step = self._last_entry.get("global_step")
         copy = None if step is None else recorder.unstored(step)
         module = harvested_module(pl_module, self._averaging)
-        if copy is not None and module is not None and step == trainer.global_step:
+        if copy is not None and module is not None and step == self._clock.position:
             whole = not is_sharded(dict(module.named_parameters()))
             with contextlib.suppress(CkptKDError, MemoryError, RuntimeError):  # the writer tells what is wrong with it
                 if whole and copy.matches(module_weights(module, self.submodule)):
@@ -367,6 +409,11 @@ class CheckpointHarvester(Callback):
         finally:
             recorder.close()  # whatever goes wrong, the last snapshot is written
         self._tell(recorder.take_problems())
+        if forget_after is not None and not self._was_due and not recorder.store.snapshots:
+            rank_zero_warn(
+                f"CheckpointHarvester: training has ended without a snapshot, since none was due ({self.cadence}) "
+                "while the weights moved. Harvest more often, or train longer."
+            )
 
     def _abandon(self) -> None:
         """Finish what is being written and let go, whatever the other ranks do."""
@@ -411,6 +458,11 @@ def _warn(problem: CkptKDError) -> None:
     rank_zero_warn(
         f"CheckpointHarvester: {what}. Training goes on; the next snapshot is tried. on_error='raise' would end it."
     )
+
+
+def _count_batches(trainer: Trainer) -> int:
+    """Training batches since the run began; Lightning restores the number on resume."""
+    return trainer.fit_loop.total_batch_idx + 1
 
 
 def _progress(trainer: Trainer, epochs_done: int | None = None) -> float | None:

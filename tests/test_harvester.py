@@ -676,3 +676,114 @@ def test_an_error_at_the_end_does_not_lose_the_snapshot_that_is_being_written(
     with pytest.raises(ValueError, match="an injected error"):
         make_trainer(tmp_path, harvester, max_epochs=2).fit(Project(), DigitsData())
     assert [snapshot.epoch for snapshot in SnapshotStore.open(tmp_path / "snapshots").snapshots] == [0, 1]
+
+
+class ByHand(Project):
+    """Manual optimisation; ``raw`` steps the optimiser itself, so that Lightning does not count."""
+
+    def __init__(self, raw: bool = True, accumulate: int = 1, counted_epochs: int = 0, lr: float = 0.1) -> None:
+        super().__init__(lr=lr)
+        self.automatic_optimization = False
+        self.raw, self.accumulate, self.counted_epochs = raw, accumulate, counted_epochs
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        counted = not self.raw or self.current_epoch < self.counted_epochs
+        optimizer = self.optimizers(use_pl_optimizer=counted)
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        if self.accumulate and (batch_idx + 1) % self.accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class Ends(Callback):
+    """The weights at the end of each batch."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
+        self.weights.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [(0, 4), (1, 8), (2, 12)]),
+        ({"every_n_epochs": 2}, [(1, 8)]),
+        ({"every_n_train_steps": 3}, [(0, 3), (1, 6), (2, 9), (2, 12)]),
+        ({"keep_last": 2}, [(1, 8), (2, 12)]),
+    ],
+)
+def test_an_optimiser_that_lightning_does_not_see(tmp_path: Path, options: Any, expected: Any) -> None:
+    ends = Ends()
+    trainer = make_trainer(tmp_path, ends, CheckpointHarvester(tmp_path / "h", **options), max_epochs=3)
+    trainer.fit(ByHand(), DigitsData())
+    assert trainer.global_step == 0
+    store = SnapshotStore.open(tmp_path / "h")
+    assert [(found.epoch, found.global_step) for found in store.snapshots] == expected
+    for found in store.snapshots:  # four batches an epoch: the number says which
+        weights = store.load(found)
+        assert all(torch.equal(weights[name], value) for name, value in ends.weights[found.global_step - 1].items())
+        assert "train_loss" in found.metrics or "every_n_train_steps" in options
+
+
+def test_a_run_that_lightning_does_not_see_goes_on(tmp_path: Path) -> None:
+    def fit(folder: Path, epochs: int, **options: Any) -> SnapshotStore:
+        own = ModelCheckpoint(dirpath=folder / "own", save_top_k=-1, save_last=True)
+        harvester = CheckpointHarvester(folder / "h")
+        torch.manual_seed(0)
+        trainer = make_trainer(folder, own, harvester, enable_checkpointing=True, max_epochs=epochs)
+        trainer.fit(ByHand(), DigitsData(shuffle=False), **options)
+        return SnapshotStore.open(folder / "h")
+
+    whole = fit(tmp_path / "whole", 4)
+    fit(tmp_path / "parts", 2)
+    parts = fit(tmp_path / "parts", 4, ckpt_path=tmp_path / "parts" / "own" / "last.ckpt")
+    assert [(a.epoch, a.global_step, a.sha256) for a in parts.snapshots] == [
+        (b.epoch, b.global_step, b.sha256) for b in whole.snapshots
+    ]
+    assert [found.global_step for found in parts.snapshots] == [4, 8, 12, 16]
+
+
+def test_a_second_fit_of_a_run_that_lightning_does_not_see(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h"), max_epochs=1)
+    module = ByHand()
+    trainer.fit(module, DigitsData())
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, DigitsData())
+    assert [found.global_step for found in SnapshotStore.open(tmp_path / "h").snapshots] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("options", [{}, {"every_n_train_steps": 1}])
+def test_steps_that_lightning_counts_are_its_own(tmp_path: Path, options: Any) -> None:
+    """Gradients accumulated by hand: nothing is taken before the first step, and no batch is counted."""
+    harvester = CheckpointHarvester(tmp_path / "h", **options)
+    make_trainer(tmp_path, harvester, max_epochs=2).fit(ByHand(raw=False, accumulate=2), DigitsData())
+    found = [(found.epoch, found.global_step) for found in SnapshotStore.open(tmp_path / "h").snapshots]
+    assert found == ([(0, 1), (0, 2), (1, 3), (1, 4)] if options else [(0, 2), (1, 4)])
+
+
+def test_numbers_go_on_where_lightning_counts_a_part(tmp_path: Path) -> None:
+    harvester = CheckpointHarvester(tmp_path / "h")
+    make_trainer(tmp_path, harvester, max_epochs=3).fit(ByHand(counted_epochs=1), DigitsData())
+    assert [found.global_step for found in SnapshotStore.open(tmp_path / "h").snapshots] == [4, 8, 12]
+
+
+def test_a_snapshot_that_is_left_out_is_told_once(tmp_path: Path) -> None:
+    harvester = CheckpointHarvester(tmp_path / "h")
+    trainer = make_trainer(tmp_path, harvester, max_epochs=3)
+    with pytest.warns(
+        UserWarning, match="no snapshot is taken in epoch 0, where one is due: no optimiser step"
+    ) as told:
+        trainer.fit(ByHand(accumulate=0), DigitsData())
+    assert len([warning for warning in told if "no snapshot" in str(warning.message)]) == 1
+    with pytest.raises(SnapshotError, match=r"has no manifest\.json"):
+        SnapshotStore.open(tmp_path / "h")
+
+
+@pytest.mark.parametrize("options", [{"epochs": [7]}, {"every_n_train_steps": 100}])
+def test_a_training_without_a_due_snapshot_is_told(tmp_path: Path, options: Any) -> None:
+    trainer = make_trainer(tmp_path, CheckpointHarvester(tmp_path / "h", **options), max_epochs=1)
+    with pytest.warns(UserWarning, match=r"training has ended without a snapshot, since none was due \(Cadence\("):
+        trainer.fit(Project(), DigitsData())

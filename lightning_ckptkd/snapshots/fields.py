@@ -14,6 +14,7 @@ from lightning_ckptkd.snapshots.inert_pickle import Call, Global, Items, kind_of
 
 _QUOTED = 80  # characters that a message quotes of what it found
 _MAX_DEPTH, _MAX_ITEMS, _MAX_TEXT = 20, 10_000, 100_000
+_TEXT_OF_AN_ITEM = 100  # so many characters count as one item, so that all of it is some megabytes at most
 
 
 class Fields:
@@ -103,6 +104,11 @@ class Fields:
         """The objects of the array at ``key``, one after another."""
         return (Fields(item, f"{self._where}: {key!r}[{i}]") for i, item in enumerate(self.items(key)))
 
+    def optional_object(self, key: str) -> Fields | None:
+        """The object at ``key``, or None where it is null or absent."""
+        found = None if self._document.get(key) is None else self.mapping(key)
+        return None if found is None else Fields(found, f"{self._where}: {key!r}")
+
     def optional_objects(self, key: str) -> Iterator[Fields]:
         """As :meth:`objects`; none where the array is null or absent."""
         return iter(()) if self._document.get(key) is None else self.objects(key)
@@ -165,7 +171,7 @@ def json_safe(value: Any) -> Any:
     """``value`` as plain JSON of a bounded size.
 
     Numbers that are not finite become null, unknown objects the name of their type, and what lies deeper than 20
-    levels or beyond 10,000 items, three dots.
+    levels or beyond 10,000 items (or a million characters), three dots.
     """
     return _json_safe(value, _MAX_DEPTH, [_MAX_ITEMS])
 
@@ -184,6 +190,7 @@ def _json_safe(value: Any, depth: int, room: list[int]) -> Any:
     if isinstance(value, int):
         return int(value) if abs(value) < 10**_QUOTED else shown(value)
     if isinstance(value, str):
+        room[0] -= len(value[:_MAX_TEXT]) // _TEXT_OF_AN_ITEM
         return _json_text(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_ckptkd.errors import SnapshotError
 from lightning_ckptkd.snapshots.fields import Fields
 from lightning_ckptkd.snapshots.folders import Folder, is_plain_name, run_tag
+from lightning_ckptkd.snapshots.metrics_file import METRICS_SUFFIX, FiledMetrics
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT, _VERSION = "lightning_ckptkd.harvest", 1
@@ -22,12 +25,16 @@ class Snapshot:
 
     Attributes:
         epoch: Lightning's ``current_epoch`` (counted from 0) in which the weights were taken.
-        global_step: Lightning's ``global_step``: optimiser steps taken so far.
+        global_step: Lightning's ``global_step``: optimiser steps taken so far. Where Lightning does not see the steps
+            (a raw optimiser that manual optimisation steps itself), the training batches since it stood still are
+            counted instead, so that no two snapshots of a run have the same number.
         file: Name of the safetensors file in the harvest's folder.
         sha256: SHA-256 of that file, in hexadecimal.
         size: Size of that file in bytes.
         learning_rate: Rate of the first parameter group during the last batch; None where it is unknown.
-        metrics: What was logged in that epoch; None stands for a value that is not finite.
+        metrics: What was logged in that epoch; None stands for a value that is not finite. Where there is much of it,
+            it is read from a file of its own when it is first asked for, which raises a SnapshotError if that file is
+            damaged.
     """
 
     epoch: int
@@ -36,7 +43,7 @@ class Snapshot:
     sha256: str
     size: int
     learning_rate: float | None = None
-    metrics: dict[str, float | None] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -69,12 +76,25 @@ class Manifest:
 
     @property
     def files(self) -> set[str]:
-        """Names of the snapshots' files."""
-        return {snapshot.file for snapshot in self.snapshots}
+        """Names of the snapshots' files, those of their metrics among them."""
+        filed = {found.metrics.file for found in self.snapshots if isinstance(found.metrics, FiledMetrics)}
+        return {snapshot.file for snapshot in self.snapshots} | filed
 
     def write(self, folder: Folder) -> None:
         """Write the manifest into ``folder``: whole or not at all."""
-        folder.write_json(MANIFEST_NAME, {"format": _FORMAT, "version": _VERSION, **asdict(self)}, self.tag)
+        head = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "run_id": self.run_id,
+            "created": self.created,
+            "source": self.source,
+            "packages": self.packages,
+        }
+        # One snapshot a line: the encoder that indents is slow, and all are written at each snapshot.
+        found = json.dumps([_to_json(snapshot) for snapshot in self.snapshots], allow_nan=False)
+        lines = found[1:-1].replace('}, {"epoch": ', '},\n  {"epoch": ')  # no string holds a bare quotation mark
+        text = f'{json.dumps(head, indent=1, allow_nan=False)[:-2]},\n "snapshots": [\n  {lines}\n ]\n}}\n'
+        folder.write_json_file(MANIFEST_NAME, text.encode(), self.tag)
 
     @classmethod
     def read(cls, folder: Folder) -> Manifest:
@@ -86,22 +106,35 @@ class Manifest:
         where = str(folder / MANIFEST_NAME)
         fields = Fields(folder.read_json(MANIFEST_NAME), where)
         fields.header(_FORMAT, _VERSION)
-        snapshots = tuple(_read_snapshot(item, where) for item in fields.objects("snapshots"))
-        if len({snapshot.file for snapshot in snapshots}) < len(snapshots):
-            raise SnapshotError(f"{where} names the same file twice; restore it from a copy.")
-        steps = [snapshot.global_step for snapshot in snapshots]
-        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
-            raise SnapshotError(f"{where}: the snapshots are not in the order of training; restore it from a copy.")
-        return cls(
+        snapshots = tuple(_read_snapshot(item, folder) for item in fields.objects("snapshots"))
+        manifest = cls(
             run_id=fields.text("run_id"),
             created=fields.text("created"),
             source=fields.plain("source"),
             packages=fields.plain("packages"),
             snapshots=snapshots,
         )
+        filed = sum(isinstance(snapshot.metrics, FiledMetrics) for snapshot in snapshots)
+        if len(manifest.files) < len(snapshots) + filed:
+            raise SnapshotError(f"{where} names the same file twice; restore it from a copy.")
+        steps = [snapshot.global_step for snapshot in snapshots]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise SnapshotError(f"{where}: the snapshots are not in the order of training; restore it from a copy.")
+        return manifest
 
 
-def _read_snapshot(fields: Fields, where: str) -> Snapshot:
+def _to_json(snapshot: Snapshot) -> dict[str, Any]:
+    document: dict[str, Any] = dict(vars(snapshot))
+    del document["metrics"]
+    if isinstance(snapshot.metrics, FiledMetrics):
+        filed = snapshot.metrics
+        return {**document, "metrics_file": {"file": filed.file, "sha256": filed.sha256, "size": filed.size}}
+    return {**document, "metrics": dict(snapshot.metrics)}
+
+
+def _read_snapshot(fields: Fields, folder: Folder) -> Snapshot:
+    where = str(folder / MANIFEST_NAME)
+    filed = fields.optional_object("metrics_file")
     snapshot = Snapshot(
         epoch=fields.natural("epoch"),
         global_step=fields.natural("global_step"),
@@ -109,13 +142,29 @@ def _read_snapshot(fields: Fields, where: str) -> Snapshot:
         sha256=fields.text("sha256"),
         size=fields.natural("size"),
         learning_rate=fields.optional_number("learning_rate"),
-        metrics=fields.numbers("metrics"),
+        metrics=fields.numbers("metrics") if filed is None else _read_filed(filed, folder),
     )
     if not is_plain_name(snapshot.file) or not snapshot.file.endswith(".safetensors"):
         raise SnapshotError(
             f"{where} names the file {snapshot.file!r}; only plain names of .safetensors files in the same folder are "
             "read, never '..', absolute paths or links. Restore the manifest from a copy."
         )
-    if not _SHA256.fullmatch(snapshot.sha256):
-        raise SnapshotError(f"{where}: the sha256 of {snapshot.file!r} is not 64 hexadecimal digits.")
+    _check_sha256(snapshot.file, snapshot.sha256, where)
     return snapshot
+
+
+def _read_filed(fields: Fields, folder: Folder) -> FiledMetrics:
+    where = str(folder / MANIFEST_NAME)
+    filed = FiledMetrics(folder, fields.text("file"), fields.text("sha256"), fields.natural("size"))
+    if not is_plain_name(filed.file) or not filed.file.endswith(METRICS_SUFFIX):
+        raise SnapshotError(
+            f"{where} names the file {filed.file!r} for metrics; only plain names of {METRICS_SUFFIX} files in "
+            "the same folder are read. Restore the manifest from a copy."
+        )
+    _check_sha256(filed.file, filed.sha256, where)
+    return filed
+
+
+def _check_sha256(file: str, sha256: str, where: str) -> None:
+    if not _SHA256.fullmatch(sha256):
+        raise SnapshotError(f"{where}: the sha256 of {file!r} is not 64 hexadecimal digits.")

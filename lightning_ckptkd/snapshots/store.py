@@ -21,9 +21,10 @@ from lightning_ckptkd.snapshots.folders import Folder, open_folder
 from lightning_ckptkd.snapshots.host_copy import HostCopy
 from lightning_ckptkd.snapshots.layout import plan_layout, read_tensors
 from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot
+from lightning_ckptkd.snapshots.metrics_file import FiledMetrics, find_large, write_metrics
 from lightning_ckptkd.snapshots.retention import Retention
 
-_SNAPSHOT_NAME = re.compile(r"epoch=\d+-step=\d+-([0-9a-f]{8})-[0-9a-f]{8}\.safetensors")
+_SNAPSHOT_NAME = re.compile(r"epoch=\d+-step=\d+-([0-9a-f]{8})-[0-9a-f]{8}\.(safetensors|metrics\.json)")
 
 
 class SnapshotStore:
@@ -234,6 +235,7 @@ class SnapshotStore:
         before = self.manifest.files
         manifest = replace(self.manifest, snapshots=tuple(snapshots))
         try:
+            manifest = replace(manifest, snapshots=tuple(self._file_metrics(snapshots)))
             manifest.write(self.folder)
         except SnapshotError:
             with contextlib.suppress(SnapshotError):  # the rename may have come through all the same: look
@@ -244,6 +246,22 @@ class SnapshotStore:
         self.manifest = manifest
         for name in before - manifest.files:
             self.folder.remove(name)
+
+    def _file_metrics(self, snapshots: list[Snapshot]) -> list[Snapshot]:
+        """The same snapshots, metrics that would swell the manifest being in files of their own."""
+        filed = list(snapshots)
+        written: list[FiledMetrics] = []
+        try:
+            for place in find_large([snapshot.metrics for snapshot in snapshots]):
+                snapshot = snapshots[place]
+                stem = f"epoch={snapshot.epoch}-step={snapshot.global_step}-{self.manifest.tag}"
+                written.append(write_metrics(self.folder, snapshot.metrics, stem, self.manifest.tag))
+                filed[place] = replace(snapshot, metrics=written[-1])
+        except SnapshotError:
+            for metrics in written:
+                self.folder.remove(metrics.file)
+            raise
+        return filed
 
     def _check_writable(self) -> None:
         if self._held is None:

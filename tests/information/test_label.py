@@ -7,10 +7,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
+from lightning_ckptkd.information.by_sample import gains_by_sample
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.label import (
     accuracy,
-    gains_by_sample,
     gaussian_head_gains,
     head_gains,
     label_entropy,

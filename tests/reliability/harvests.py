@@ -53,6 +53,7 @@ def check_harvest(folder: Path, committed: set[int], possible: set[int]) -> set[
             assert loaded.keys() == wanted.keys()
             assert all(torch.equal(loaded[name], wanted[name]) for name in wanted), f"epoch {snapshot.epoch} is wrong"
             assert loaded["tied"] is loaded["weight"]
+            assert len(dict(snapshot.metrics)) in (0, 1, 200)  # all or nothing, and what is named can be read
             epochs.add(snapshot.epoch)
     assert committed <= epochs <= possible, (committed, epochs, possible)
     return epochs
@@ -60,7 +61,7 @@ def check_harvest(folder: Path, committed: set[int], possible: set[int]) -> set[
 
 def check_clean(folder: Path) -> None:
     """Check that the folder holds what the manifest names and nothing else but the lock."""
-    named = {snapshot.file for snapshot in SnapshotStore.open(folder).snapshots}
+    named = SnapshotStore.open(folder).manifest.files
     assert {path.name for path in folder.iterdir()} == {"manifest.json", ".lock", *named}
 
 
@@ -70,4 +71,5 @@ def write_epochs(folder: Path, epochs: range, retention: Retention | None = None
         for epoch in epochs:
             snapshot = commit(store, epoch, retention)
             if metrics:
-                store.set_metrics(snapshot.global_step, {"loss": random.random()})
+                count = 200 if epoch % 2 else 1  # many have a file of their own
+                store.set_metrics(snapshot.global_step, {f"loss {number}": random.random() for number in range(count)})

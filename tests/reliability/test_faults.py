@@ -9,8 +9,8 @@ from tests.reliability.power_loss import power_loss_trials
 
 
 def test_killed_at_every_call() -> None:
-    result = run_trials("kills", 240, 0)
-    assert result["places"] < result["trials"] == 240, "every place at least once"
+    result = run_trials("kills", 300, 0)
+    assert result["places"] < result["trials"] == 300, "every place at least once"
     assert result["snapshots_found"] > 400
 
 

@@ -15,7 +15,7 @@ from lightning_ckptkd.errors import SnapshotError
 Part = bytes | memoryview
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
-_MAX_JSON_BYTES = 16 * 2**20  # a manifest of some 30,000 snapshots
+_MAX_JSON_BYTES = 16 * 2**20  # of a file that is read, and so of one that is written
 
 
 def is_plain_name(name: str) -> bool:
@@ -135,9 +135,17 @@ class Folder(ABC):
         Raises:
             SnapshotError: As :meth:`read`, and where the content is not JSON.
         """
-        data = self.read(name, limit=_MAX_JSON_BYTES)
+        return self.read_json_file(name)[1]
+
+    def read_json_file(self, name: str, *, size: int | None = None) -> tuple[bytes, Any]:
+        """The bytes of a JSON file, and what they say.
+
+        Raises:
+            SnapshotError: As :meth:`read`, and where the content is not JSON.
+        """
+        data = self.read(name, size=size, limit=_MAX_JSON_BYTES)
         try:
-            return json.loads(data, parse_constant=_refuse_constant)
+            return data, json.loads(data, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise SnapshotError(
                 f"{self / name} is not valid JSON ({type(error).__name__}: {str(error)[:200]}); "
@@ -145,8 +153,21 @@ class Folder(ABC):
             ) from None
 
     def write_json(self, name: str, document: Any, tag: str) -> None:
-        """Write one JSON file as :meth:`write` does."""
-        self.write(name, [(json.dumps(document, indent=1, allow_nan=False) + "\n").encode()], tag)
+        """Write one JSON file as :meth:`write` does.
+
+        Raises:
+            SnapshotError: As :meth:`write`, and if it would be larger than what is read.
+        """
+        self.write_json_file(name, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(), tag)
+
+    def write_json_file(self, name: str, data: bytes, tag: str) -> None:
+        """As :meth:`write_json`, of JSON that is written already."""
+        if len(data) > _MAX_JSON_BYTES:
+            raise SnapshotError(
+                f"{self / name} would have {len(data)} bytes, more than the {_MAX_JSON_BYTES} that are read, and is "
+                "not written. Keep fewer snapshots (keep_last, keep_bytes), or go on in another folder."
+            )
+        self.write(name, [data], tag)
 
     def _check_size(self, name: str, found: int, size: int | None, limit: int | None) -> None:
         if size is not None and found != size:
