@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_ckptkd.errors import ArgumentError, near_names
+from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import (
     Harvested,
@@ -34,15 +33,14 @@ from lightning_ckptkd.selecting import (
     select_by_score,
 )
 from lightning_ckptkd.selecting.picture import draw_selection
-from lightning_ckptkd.selecting.probe import Probe, collect_probe, first_samples
+from lightning_ckptkd.selecting.probe import collect_on_ranks, first_samples
 from lightning_ckptkd.selecting.rules import (
     PositionRule,
     Rule,
     ScoringRule,
     make_rule,
-    moved_options,
     names_of_rules,
-    where_it_went,
+    no_such_option,
 )
 from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.fields import shown
@@ -51,7 +49,7 @@ from lightning_ckptkd.snapshots.weights import get_submodule
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.calling import takes_whole
 from lightning_ckptkd.tasks.reading import BatchReader, Key
-from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
+from lightning_ckptkd.trainer.ranks import on_each_rank, on_rank_zero
 from lightning_ckptkd.trainer.run_data import SPLITS, has_split, loader_of
 from lightning_ckptkd.trainer.seeding import seed_all
 
@@ -125,7 +123,7 @@ class MISelector(Callback):
         **moved: Any,
     ) -> None:
         if moved:
-            raise ArgumentError(_no_such_option(moved))
+            raise ArgumentError(no_such_option(MISelector, moved))
         self.settings = SelectionSettings(
             rule=make_rule(rule),
             num_teachers=num_teachers,
@@ -251,7 +249,9 @@ class MISelector(Callback):
                     self.settings,
                     scoring,
                     model,
-                    self._collect(loader, self._make_reader(model), progress=progress),
+                    collect_on_ranks(
+                        loader, self.probe_size, self.settings.seed, self._make_reader(model), progress=progress
+                    ),
                     trial=self._make_trial(store, model, train),
                     device=device,
                     progress=progress,
@@ -259,17 +259,6 @@ class MISelector(Callback):
         selection = make_selection(store.manifest.run_id, self.settings, outcome)
         on_rank_zero(lambda: _publish(store, selection, rule))
         return selection
-
-    def _collect(self, loader: Iterable[Any], reader: BatchReader, *, progress: bool) -> Probe:
-        """The probe set, the same on each rank."""
-        size, seed, progress = self.probe_size, self.settings.seed, progress and current_rank() == 0
-        samples = on_each_rank(lambda: collect_probe(loader, size, seed, reader, progress=progress))
-        if num_ranks() > 1 and len(set(on_all_ranks(samples.digest))) > 1:
-            raise ArgumentError(
-                "The ranks have different probe samples, so snapshots can't be compared. Give probe= a "
-                "dataloader that yields the same samples on each rank: no random transforms, no sharded stream."
-            )
-        return samples
 
     def _make_reader(self, model: nn.Module) -> BatchReader:
         """What unpacks batches for these networks."""
@@ -338,12 +327,3 @@ def _publish(store: SnapshotStore, selection: Selection, rule: Rule) -> None:
     selection.write(store)
     draw_selection(selection, rule.words, store)
     print(report.format_selection(selection, rule.words, store))
-
-
-def _no_such_option(given: Mapping[str, Any]) -> str:
-    moved = moved_options()
-    unknown = next((name for name in given if name not in moved), None)
-    if unknown is None:
-        return where_it_went(given)
-    known = [name for name in inspect.signature(MISelector).parameters if name != "moved"]
-    return f"MISelector has no option {unknown!r}. Near names: {near_names(unknown, known)}."

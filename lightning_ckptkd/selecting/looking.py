@@ -109,24 +109,18 @@ def look(
     layers = find_layers(module, seen, needs.layer, need_spatial=needs.feature_map, need_layer=needs.vectors)
     required = needs.logits or need_logits
     output = _find_logits(seen, settings.logits_key, name, whole=whole, required=required)
-    if output is None:
-        if required:
-            raise ArgumentError(_no_logits(needs))
-        task = settings.named_task() or Multiclass(ignore_index=settings.ignore_index)
-        _check_labels(batch.targets)
-        return Reading(replace(layers, gives_logits=False), task, None), None
-    task = settings.named_task() or infer_task(output, batch.targets, settings.ignore_index, batch.inputs, name)
-    try:
-        task.check(output, batch.targets, name)
-        num_classes = task.flatten(output).shape[1]
-        if _has_targets(task, probe):
-            task.check_targets(_all_targets(task, probe), num_classes)
-    except ArgumentError:
-        if required:
-            raise
-        _check_labels(batch.targets)  # an output that happens to be a matrix
-        return Reading(replace(layers, gives_logits=False), task, None), None
-    return Reading(layers, task, num_classes), output
+    if output is None and required:
+        raise ArgumentError(_no_logits(needs))
+    if output is not None:
+        try:
+            task, num_classes = _see_task(settings, output, probe, name)
+            return Reading(layers, task, num_classes), output
+        except ArgumentError:  # where nothing needs them, they are not logits
+            if required:
+                raise
+    _check_labels(batch.targets)
+    task = settings.named_task() or Multiclass(ignore_index=settings.ignore_index)
+    return Reading(replace(layers, gives_logits=False), task, None), None
 
 
 def first_batch(probe: Probe) -> Batch:
@@ -156,6 +150,18 @@ def _find_logits(seen: Seen, key: str | int | None, name: str, *, whole: bool, r
     if key is not None or required:
         return get_output(output, key, name)
     return None
+
+
+def _see_task(settings: SelectionSettings, output: Tensor, probe: Probe, name: str) -> tuple[Task, int]:
+    """The task of an output on the first batch, and K; checked on all targets."""
+    batch = first_batch(probe)
+    targets = batch.targets
+    task = settings.named_task() or infer_task(output, targets, settings.ignore_index, batch.inputs, name)
+    task.check(output, targets, name)
+    num_classes = task.flatten(output).shape[1]
+    if _has_targets(task, probe):
+        task.check_targets(_all_targets(task, probe), num_classes)
+    return task, num_classes
 
 
 def _has_targets(task: Task, probe: Probe) -> bool:

@@ -15,6 +15,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.batch import Batch, join, tensors_in
 from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
 from lightning_ckptkd.tasks.reading import BatchReader
+from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank
 
 MIN_PROBE_SIZE = 50
 
@@ -98,6 +99,30 @@ def collect_probe(
             "Give a larger probe= dataloader or probe_size, or another probe_split."
         )
     return _joined(batches)
+
+
+def collect_on_ranks(
+    loader: Iterable[Any],
+    size: int,
+    seed: int,
+    reader: BatchReader,
+    transfer: Transfer | None = None,
+    *,
+    progress: bool = False,
+) -> Probe:
+    """:func:`collect_probe` on each rank; rank 0 alone shows progress.
+
+    Raises:
+        ArgumentError: Likewise, or if the ranks got different samples.
+    """
+    shown = progress and current_rank() == 0
+    probe = on_each_rank(lambda: collect_probe(loader, size, seed, reader, transfer, progress=shown))
+    if num_ranks() > 1 and len(set(on_all_ranks(probe.digest))) > 1:
+        raise ArgumentError(
+            "The ranks have different probe samples, so snapshots can't be compared. Give probe= a "
+            "dataloader that yields the same samples on each rank: no random transforms, no sharded stream."
+        )
+    return probe
 
 
 def first_samples(

@@ -2,25 +2,24 @@
 
 from lightning_ckptkd.selecting.rules.base import (
     JointScorer,
-    MeanRule,
     Needs,
     PositionRule,
     Ranked,
-    RowRule,
     Rule,
     Scorer,
     ScoringRule,
 )
 from lightning_ckptkd.selecting.rules.held_out import Accuracy, Loss
 from lightning_ckptkd.selecting.rules.mcmi import MCMI
+from lightning_ckptkd.selecting.rules.mean import MeanRule, RowRule
 from lightning_ckptkd.selecting.rules.mi import MI
 from lightning_ckptkd.selecting.rules.position import Full, Half, Spaced
 from lightning_ckptkd.selecting.rules.registry import (
     RULES,
-    default_of,
     make_rule,
     moved_options,
     names_of_rules,
+    no_such_option,
     where_it_went,
 )
 from lightning_ckptkd.selecting.rules.words import Column, Words
@@ -45,9 +44,9 @@ __all__ = [
     "ScoringRule",
     "Spaced",
     "Words",
-    "default_of",
     "make_rule",
     "moved_options",
     "names_of_rules",
+    "no_such_option",
     "where_it_went",
 ]

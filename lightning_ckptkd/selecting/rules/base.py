@@ -1,6 +1,6 @@
 """What a rule is: an object with options of its own that says what it needs, scores a snapshot, and orders them.
 
-The simplest rule of your own is a :class:`RowRule` (a number for each row of logits, whose mean is the score) or a
+The simplest rule of your own is a :class:`.RowRule` (a number for each row of logits, whose mean is the score) or a
 :class:`PositionRule` (an order of places in training). It goes to ``MISelector(rule=...)``, by class path from a
 config or the command line. Keep each option of ``__init__`` as an attribute of its name.
 """
@@ -12,7 +12,7 @@ import inspect
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -24,11 +24,9 @@ from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.words import Words
-from lightning_ckptkd.selecting.score import Score, Term, replicates_of
+from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.snapshots import Candidate, JointChoice
 from lightning_ckptkd.snapshots.fields import json_safe
-
-SCORE = "score"  # the term of a rule that has only one
 
 
 @dataclass(frozen=True)
@@ -209,58 +207,6 @@ class ScoringRule(Rule, ABC):
             rows: The probe set.
             device: Where whatever is trained for it is trained.
         """
-
-
-class MeanRule(ScoringRule):
-    """A rule with one number, larger is better, that is a mean over the probe set."""
-
-    @abstractmethod
-    def measure(self, features: Features, rows: ProbeRows) -> Term:
-        """The score of one snapshot; ``rows.term`` gives a mean over rows its error over samples."""
-
-    @override
-    def prepare(self, rows: ProbeRows, device: torch.device | str) -> Scorer:
-        return _MeanScorer(self, rows)
-
-
-class RowRule(MeanRule):
-    """A rule whose score is the mean of a number for each row of logits: larger is better.
-
-    Its standard error over probe samples comes by itself.
-    """
-
-    @abstractmethod
-    def values(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What each row adds.
-
-        Args:
-            logits: Shape (R, K), float32. A row is a sample or, where a sample has several targets, one of these.
-            targets: Class indices, shape (R,); for some tasks shape (R, K).
-
-        Returns:
-            Shape (R,).
-        """
-
-    @override
-    def measure(self, features: Features, rows: ProbeRows) -> Term:
-        assert features.logits is not None
-        return rows.term(self.values(features.logits, rows.targets))
-
-
-class _MeanScorer:
-    def __init__(self, rule: MeanRule, rows: ProbeRows) -> None:
-        self._rule, self._rows = rule, rows
-
-    def score(self, features: Features) -> dict[str, Term]:
-        return {SCORE: self._rule.measure(features, self._rows)}
-
-    def rank(self, scores: Sequence[Score]) -> Ranked:
-        terms = [score.terms[SCORE] for score in scores]
-        candidates = [
-            replace(score.candidate, score=term.value, score_error=term.error)
-            for score, term in zip(scores, terms, strict=True)
-        ]
-        return Ranked(candidates, replicates_of(terms))
 
 
 def _code_of(kind: type[Rule]) -> str:

@@ -9,7 +9,7 @@ from typing_extensions import override
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.base import MeanRule
+from lightning_ckptkd.selecting.rules.mean import MeanRule
 from lightning_ckptkd.selecting.rules.words import Words
 from lightning_ckptkd.selecting.score import Term
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.cmi import cmi_parts
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.base import RowRule
+from lightning_ckptkd.selecting.rules.mean import RowRule
 from lightning_ckptkd.selecting.rules.words import Words
 
 

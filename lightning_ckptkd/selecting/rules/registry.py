@@ -69,9 +69,19 @@ def where_it_went(given: Mapping[str, Any]) -> str:
     )
 
 
-def default_of(name: str) -> Any:
-    """The default of one of :func:`moved_options`."""
-    return inspect.signature(moved_options()[name]).parameters[name].default
+def no_such_option(door: type, given: Mapping[str, Any]) -> str:
+    """The message where a door is given options that it does not have.
+
+    Args:
+        door: Whose option some rule's could be taken for.
+        given: Names and values.
+    """
+    moved = moved_options()
+    unknown = next((name for name in given if name not in moved), None)
+    if unknown is None:
+        return where_it_went(given)
+    known = [name for name, option in inspect.signature(door).parameters.items() if option.kind != option.VAR_KEYWORD]
+    return f"{door.__name__} has no option {unknown!r}. Near names: {near_names(unknown, known)}."
 
 
 def _in_yaml(value: Any) -> str:

@@ -1,0 +1,70 @@
+"""Rules with one number, a mean over the probe set: the way that a rule of your own goes in ten lines."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_ckptkd.selecting.features import Features
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules.base import Ranked, Scorer, ScoringRule
+from lightning_ckptkd.selecting.score import Score, Term, replicates_of
+
+_SCORE = "score"  # the name of the only term
+
+
+class MeanRule(ScoringRule):
+    """A rule with one number, larger is better, that is a mean over the probe set."""
+
+    @abstractmethod
+    def measure(self, features: Features, rows: ProbeRows) -> Term:
+        """The score of one snapshot; ``rows.term`` gives a mean over rows its error over samples."""
+
+    @override
+    def prepare(self, rows: ProbeRows, device: torch.device | str) -> Scorer:
+        return _MeanScorer(self, rows)
+
+
+class RowRule(MeanRule):
+    """A rule whose score is the mean of a number for each row of logits: larger is better.
+
+    Its standard error over probe samples comes by itself.
+    """
+
+    @abstractmethod
+    def values(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What each row adds.
+
+        Args:
+            logits: Shape (R, K), float32. A row is a sample or, where a sample has several targets, one of these.
+            targets: Class indices, shape (R,); for some tasks shape (R, K).
+
+        Returns:
+            Shape (R,).
+        """
+
+    @override
+    def measure(self, features: Features, rows: ProbeRows) -> Term:
+        assert features.logits is not None
+        return rows.term(self.values(features.logits, rows.targets))
+
+
+class _MeanScorer:
+    def __init__(self, rule: MeanRule, rows: ProbeRows) -> None:
+        self._rule, self._rows = rule, rows
+
+    def score(self, features: Features) -> dict[str, Term]:
+        return {_SCORE: self._rule.measure(features, self._rows)}
+
+    def rank(self, scores: Sequence[Score]) -> Ranked:
+        terms = [score.terms[_SCORE] for score in scores]
+        candidates = [
+            replace(score.candidate, score=term.value, score_error=term.error)
+            for score, term in zip(scores, terms, strict=True)
+        ]
+        return Ranked(candidates, replicates_of(terms))
