@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.rows import half_width, mean_of_groups
 from benchmarks.students import ALONE, INDEPENDENT, Students, open_students, task_parser
-from benchmarks.tasks import TASKS, Task
+from benchmarks.tasks import TASKS, WRONG_LABELS, Task
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting import StudentProxy
 from lightning_ckptkd.selecting.report import format_table
@@ -197,14 +197,16 @@ def write_table(name: str, students: Students, data: ImageDataModule, selections
     RESULTS.mkdir(exist_ok=True, parents=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     draw(document, PICTURES / f"table_{name}.png")
-    print(table(document), course(document), summary(read_results()), sep="\n\n")
+    others = read_results(wrong_labels=name in WRONG_LABELS)
+    print(table(document), course(document), summary(others), sep="\n\n")
 
 
-def read_results() -> dict[str, dict[str, Any]]:
-    """What was written of each task, in the order of :data:`TASKS`."""
+def read_results(*, wrong_labels: bool = False) -> dict[str, dict[str, Any]]:
+    """What was written of each task with right, or of each with wrong labels, in the order of :data:`TASKS`."""
+    names = [name for name in TASKS if (name in WRONG_LABELS) == wrong_labels]
     return {
         path.stem: json.loads(path.read_text())
-        for path in (RESULTS / f"{name}.json" for name in TASKS)
+        for path in (RESULTS / f"{name}.json" for name in names)
         if path.exists()
     }
 

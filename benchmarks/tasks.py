@@ -296,3 +296,4 @@ TASKS = {
         **_paper,
     ),
 }
+WRONG_LABELS = ("digits_20", "digits_40", "fashion_40", "cifar10n_9", "cifar10n_17", "cifar10n_40")

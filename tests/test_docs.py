@@ -62,6 +62,7 @@ def test_the_papers_tables() -> None:
         assert f"images/table_{path.stem}.png" in text
         assert tables.table(results) in text and tables.course(results) in text
     assert tables.summary(tables.read_results()) in text
+    assert tables.summary(tables.read_results(wrong_labels=True)) in text
     assert tables.summary(tables.read_results(), tables.README_ROWS) in (REPOSITORY / "README.md").read_text()
 
 
