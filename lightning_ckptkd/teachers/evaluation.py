@@ -24,6 +24,7 @@ class Evaluation:
 
     def __init__(self, panel: TeacherPanel, objective: Objective) -> None:
         self._panel, self._objective = panel, objective
+        self._metrics: list[str] = []  # names of the task's, once it is known
         self._measured: set[str] = set()  # stages in which the teachers' metric is known
 
     def start(self) -> None:
@@ -60,24 +61,25 @@ class Evaluation:
         task = self._objective.task
         assert task is not None, "rows() has found it"
         units = task.num_units(student)
-        metrics = list(task.metrics(rows.student.shape[-1], units))
-        for name, kind, logits, targets in self._pairs(rows, task, metrics, stage):
+        self._metrics = self._metrics or list(task.metrics(rows.student.shape[-1], units))
+        for name, kind, logits, targets in self._pairs(rows, task, stage):
             key = f"{stage}_{name}_{number}"
             if key not in module._modules:
                 module.add_module(key, task.metrics(logits.shape[-1], units)[kind].to(module.device))
             metric: Any = module.get_submodule(key)
             metric(logits, targets)
-            shown = name == metrics[0]
+            shown = name == self._metrics[0]
             module.log(f"{stage}_{name}", metric, prog_bar=shown, on_step=False, on_epoch=True, metric_attribute=key)
 
-    def _pairs(self, rows: Rows, task: Task, metrics: list[str], stage: str) -> list[tuple[str, str, Tensor, Tensor]]:
+    def _pairs(self, rows: Rows, task: Task, stage: str) -> list[tuple[str, str, Tensor, Tensor]]:
         """Name, kind of metric, and what it compares."""
-        pairs = [(name, name, rows.student, rows.targets) for name in metrics]
+        first = self._metrics[0]
+        pairs = [(name, name, rows.student, rows.targets) for name in self._metrics]
         if rows.teachers is not None:
             consensus = rows.teachers.mean(0)
             agreement = task.agreement(consensus)
             if agreement is not None:
-                pairs.append(("agreement", metrics[0], rows.student, agreement))
+                pairs.append(("agreement", first, rows.student, agreement))
             if stage not in self._measured:
-                pairs.append((f"teacher_{metrics[0]}", metrics[0], consensus, rows.targets))
+                pairs.append((f"teacher_{first}", first, consensus, rows.targets))
         return pairs
