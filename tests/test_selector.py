@@ -297,6 +297,33 @@ def test_labels_outside_the_teachers_classes(harvest: Path) -> None:
         MISelector().select(harvest, Project(), [(images, labels + 1)], progress=False)
 
 
+def test_a_label_that_means_none(harvest: Path) -> None:
+    images, labels = digits(1000, 1200).tensors
+    labels = torch.where(torch.arange(200) % 4 == 0, -1, labels)
+    with pytest.raises(ArgumentError, match=r"Labels run from -1 to 9.* or the label that means none as ignore_index"):
+        MISelector().select(harvest, Project(), [(images, labels)], progress=False)
+    selection = MISelector(ignore_index=-1).select(harvest, Project(), [(images, labels)], progress=False)
+    used = labels >= 0
+    without = MISelector().select(harvest, Project(), [(images[used], labels[used])], progress=False)
+    for candidate, other in zip(selection.candidates, without.candidates, strict=True):
+        assert candidate.accuracy == other.accuracy
+        assert candidate.label_information == pytest.approx(other.label_information, abs=0.02)
+    assert selection.settings["task"]["ignore_index"] == -1
+
+
+def test_a_module_that_takes_the_whole_batch(harvest: Path) -> None:
+    class Whole(Project):
+        def forward(self, batch: Any) -> Tensor:
+            return super().forward(batch["image"])
+
+    batches = [{"image": x, "label": y} for x, y in probe()]
+    with pytest.raises(ArgumentError, match=r"Leave it out with rule=MI\(input_weight=0\)"):
+        MISelector().select(harvest, Whole(), batches, progress=False)
+    plain = MISelector(rule="accuracy").select(harvest, Project(), probe(), progress=False)
+    found = MISelector(rule="accuracy").select(harvest, Whole(), batches, progress=False)
+    assert [c.accuracy for c in found.candidates] == [c.accuracy for c in plain.candidates]
+
+
 def test_a_snapshot_of_another_architecture(harvest: Path) -> None:
     with pytest.raises(TeacherError, match=r"epoch=0-.* does not fit model=Project. shapes differ: backbone.0.weight"):
         MISelector().select(harvest, Project(channels=4), probe(), progress=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -125,7 +125,8 @@ class ProbeRows:
 
     def share(self, hits: Tensor) -> Term:
         """The share of all rows that are hits, of their number in each sample, shape (N,)."""
-        return self.sample_term(values_by_sample(hits, self.counts))
+        share = float(hits.sum() / self.counts.sum())  # to the last digit, whatever the order of summing is
+        return replace(self.sample_term(values_by_sample(hits, self.counts)), value=share)
 
     def sample_term(self, values: Tensor) -> Term:
         """The mean of a value for each sample, shape (N,), or for the samples of one fold."""

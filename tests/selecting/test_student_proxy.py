@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ckptkd import (
     ArgumentError,
@@ -31,6 +32,7 @@ from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.multiclass import Multiclass
 from lightning_ckptkd.tasks.reading import BatchReader
 from tests.projects import DigitsData, Project, digits, make_trainer
+from tests.selecting.pixels import IGNORED, Pixels, Segmenter, masks, write_harvest
 
 
 def linear(classes: int = 10) -> nn.Module:
@@ -298,3 +300,36 @@ def test_the_learning_rate_falls_to_nothing() -> None:
 
     distil_briefly(linear(), teacher, batches, proxy, Multiclass())
     assert rates == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_task_of_many_rows_a_sample(tmp_path: Path) -> None:
+    write_harvest(str(tmp_path))
+    torch.manual_seed(2)
+    student = Segmenter()
+    loader, training = (DataLoader(TensorDataset(*masks(*part)), 30) for part in ((100, 200), (0, 90)))
+    proxy = small_proxy(student=student, candidates=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    selector = MISelector(rule="loss", task=Pixels(), student_proxy=proxy)
+    selection = selector.select(tmp_path, Segmenter(), loader, training, progress=False)
+    tried = [c for c in selection.candidates if c.student_information is not None]
+    assert len(tried) == 2 and all(0.5 < (c.student_accuracy or 0) <= 1 for c in tried)
+    store, teacher = SnapshotStore.open(tmp_path), Segmenter()
+    (snapshot,) = (s for s in store.snapshots if s.file == tried[0].file)
+    teacher.load_state_dict(store.load(snapshot))
+    images, targets = masks(0, 90)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    student = copy.deepcopy(student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for step in range(5):
+        rows = order[16 * step : 16 * step + 16]
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 5)
+        kept = targets[rows] != IGNORED
+        logits = student(images[rows]).movedim(1, -1)[kept]
+        target = teacher(images[rows]).detach().movedim(1, -1)[kept]
+        kd = nn.functional.kl_div((logits / 5).log_softmax(1), (target / 5).softmax(1), reduction="batchmean")
+        loss = 0.5 * nn.functional.cross_entropy(logits, targets[rows][kept]) + 0.5 * 25 * kd
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, targets = masks(100, 200)
+    right = (student(images).argmax(1) == targets)[targets != IGNORED]
+    assert tried[0].student_accuracy == pytest.approx(float(right.double().mean()), abs=1e-3)
