@@ -42,6 +42,7 @@ class Task(ABC):
 
     Attributes:
         classes: Whether rows are scores of classes, so that they have a softmax, an argmax and an accuracy.
+        expects_each_class: Whether data that lack a class deserve a word; a vocabulary is never seen whole.
 
     Raises:
         ArgumentError: If an argument can't be used.
@@ -49,6 +50,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     classes: ClassVar[bool] = True
+    expects_each_class: ClassVar[bool] = True
     ignore_index: int | None
 
     def __init__(
