@@ -92,8 +92,9 @@ def find_layers(module: nn.Module, seen: Seen, layer: str | None, *, need_spatia
     Args:
         module: The network.
         seen: A forward pass of it.
-        layer: Name of a module whose output is F. None takes the input of the last ``nn.Linear`` that runs (of
-            the last convolution where none does) and, for the feature map, the last output of shape (N, C, H, W) with more than one position.
+        layer: Name of a module whose output is F. None takes the input of the last ``nn.Linear`` that runs (of the last
+            convolution where none does) and, for the feature map, the last output of shape (N, C, H, W) with more than
+            one position.
         need_spatial: Whether a feature map is needed.
         need_layer: Whether the vectors of a layer are needed, and not the logits alone.
 

@@ -16,8 +16,9 @@ from lightning_ckptkd.tasks.multiclass import Multiclass, check_logits
 class SoftMulticlass(Multiclass):
     """Shares of K classes for each sample (one-hot, or mixed when collated): logits (N, K), targets (N, K).
 
-    Targets may be class indices in some batches, as those of validation are where training mixes. The hard loss is the soft cross-entropy, I(Y;F) the entropy of the mean target less that, and accuracy is that of
-    the largest share. There is no ``ignore_index``, as in torch.
+    Targets may be class indices in some batches, as those of validation are where training mixes. The hard loss is the
+    soft cross-entropy, I(Y;F) the entropy of the mean target less that, and accuracy is that of the largest share.
+    There is no ``ignore_index``, as in torch.
 
     Args:
         class_weights: What each class counts in the hard loss, K numbers; None: all the same. As in torch, the mean
