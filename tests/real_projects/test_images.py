@@ -262,19 +262,21 @@ def small_segmenter() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
 
 
+IGNORED = {"ignore_index": 255}
+SEGMENTED = Way(
+    lambda: Segmentation(fcn()),
+    MaskedData,
+    small_segmenter,
+    accuracy_of(pixels),
+    selector=IGNORED,
+    distillation=IGNORED,
+)
+
+
 def test_segmentation(tmp_path: Path) -> None:
-    ignored = {"ignore_index": 255}
-    way = Way(
-        lambda: Segmentation(fcn()),
-        MaskedData,
-        small_segmenter,
-        accuracy_of(pixels),
-        selector=ignored,
-        distillation=ignored,
-    )
     proxy = StudentProxy(small_segmenter(), steps=4, candidates=2, batch_size=16)
-    harvest = way.harvest(tmp_path, student_proxy=proxy)
-    way.distil(tmp_path, harvest, cache=TeacherCache(tmp_path / "cache"))
-    way.distil(tmp_path, harvest, mix=Mixup())
-    same = Way(way.module, way.data, lambda: fcn(4), way.measure, distillation=ignored)
+    harvest = SEGMENTED.harvest(tmp_path, student_proxy=proxy)
+    SEGMENTED.distil(tmp_path, harvest, cache=TeacherCache(tmp_path / "cache"))
+    SEGMENTED.distil(tmp_path, harvest, mix=Mixup())
+    same = Way(SEGMENTED.module, SEGMENTED.data, lambda: fcn(4), SEGMENTED.measure, distillation=IGNORED)
     same.distil(tmp_path, harvest, feature_matching=FeatureMatching("backbone.1", "network.backbone.1", 4, 8))

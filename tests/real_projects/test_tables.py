@@ -93,24 +93,25 @@ def rmse(network: nn.Module, data: LightningDataModule) -> float:
     return float(mean_squared_error(truth, found)) ** 0.5
 
 
+class Regression(Table):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__(mlp(10, 1, width), F.mse_loss, R2Score(), "val_r2", squeeze=True)
+
+
+REGRESSED = Way(Regression, DiabetesData, lambda: mlp(10, 1, 8), rmse, metric="val_rmse", own=None, epochs=3)
+
+
 def test_a_regression(tmp_path: Path) -> None:
-    way = Way(
-        lambda: Table(mlp(10, 1), F.mse_loss, R2Score(), "val_r2", squeeze=True),
-        DiabetesData,
-        lambda: mlp(10, 1, 8),
-        rmse,
-        metric="val_rmse",
-        own=None,
-        epochs=3,
+    harvest = REGRESSED.harvest(
+        tmp_path, student_proxy=StudentProxy(mlp(10, 1, 8), steps=4, candidates=2, batch_size=16)
     )
-    harvest = way.harvest(tmp_path, student_proxy=StudentProxy(mlp(10, 1, 8), steps=4, candidates=2, batch_size=16))
-    document = way.check_selection(harvest)
+    document = REGRESSED.check_selection(harvest)
     gains = [entry["label_information"] for entry in document["snapshots"]]
     assert all(entry["accuracy"] is None for entry in document["snapshots"])
     assert gains == sorted(gains), "each epoch knows more"
-    way.distil(tmp_path, harvest, cache=TeacherCache(tmp_path / "cache"))
-    way.distil(tmp_path, harvest, mix=Mixup())
-    way.distil(tmp_path, harvest, feature_matching=FeatureMatching("0", "network.0", 8, 32, spatial=False))
+    REGRESSED.distil(tmp_path, harvest, cache=TeacherCache(tmp_path / "cache"))
+    REGRESSED.distil(tmp_path, harvest, mix=Mixup())
+    REGRESSED.distil(tmp_path, harvest, feature_matching=FeatureMatching("0", "network.0", 8, 32, spatial=False))
 
 
 def measured(network: nn.Module, data: LightningDataModule) -> float:
