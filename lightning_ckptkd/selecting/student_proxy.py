@@ -18,6 +18,7 @@ from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.calling import call
 from lightning_ckptkd.tasks.outputs import get_output
+from lightning_ckptkd.tasks.rows import without_ones
 from lightning_ckptkd.trainer.optimizers import OptimizerCallable
 
 
@@ -81,7 +82,8 @@ class StudentProxy:
         Raises:
             ArgumentError: If not.
         """
-        if student.shape != teacher.shape:
+        one = student.dim() <= 2 and teacher.dim() <= 2 and without_ones(student) == without_ones(teacher)
+        if student.shape != teacher.shape and not one:  # (N,) and (N, 1) hold the same
             wanted = f"{teacher.shape[1]} classes" if teacher.dim() == 2 else "the teacher's outputs"
             raise ArgumentError(
                 f"student_proxy: the student gives logits of shape {tuple(student.shape)} and the teacher "

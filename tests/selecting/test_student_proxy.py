@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,15 @@ def test_a_student_with_other_classes(harvest: Path, tmp_path: Path) -> None:
     with pytest.raises(CkptKDError, match=r"Give a student with 10 classes"):
         trainer.fit(Project(), DigitsData())
     assert trainer.global_step == 0, "told before anything is trained"
+
+
+def test_one_output_with_or_without_its_dimension() -> None:
+    proxy, one = StudentProxy(nn.Linear(3, 1)), torch.randn(5, 1)
+    for student, teacher in itertools.product((one, one[:, 0]), repeat=2):
+        proxy.check_logits(student, teacher)
+    for other in (torch.randn(5, 2), torch.randn(5, 1, 1), torch.randn(4)):
+        with pytest.raises(ArgumentError, match="student_proxy: the student gives logits of shape"):
+            proxy.check_logits(one, other)
 
 
 def test_a_student_that_diverges(harvest: Path) -> None:
