@@ -166,7 +166,7 @@ def test_files_beside_a_fit_config(here: Path, monkeypatch: pytest.MonkeyPatch, 
     from_config = main([*words, "--config=select.yaml"])
     assert accuracies(from_config) == pytest.approx(truth(here)) and len(from_config.chosen) == 1
     other = main([*words, "--data=own_model.Data", "--data.samples=60"])
-    assert other.probe["samples"] == 60
+    assert other.probe["size"] == 60
 
 
 @pytest.mark.parametrize(
