@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.errors import ArgumentError, CkptKDError, SelectionError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import (
     Harvested,
@@ -25,15 +27,17 @@ from lightning_ckptkd.selecting import (
     StudentProxy,
     TrainingData,
     Trial,
-    check_model,
     make_selection,
     read_items,
     report,
     select_by_position,
     select_by_score,
 )
+from lightning_ckptkd.selecting.batch_hooks import HookedBatches
+from lightning_ckptkd.selecting.by_hand import changed_options, command_by_hand, saved_config
+from lightning_ckptkd.selecting.foresight import check_number, check_probe
 from lightning_ckptkd.selecting.picture import draw_selection
-from lightning_ckptkd.selecting.probe import collect_on_ranks, first_samples
+from lightning_ckptkd.selecting.probe import Transfer, collect_on_ranks
 from lightning_ckptkd.selecting.rules import (
     PositionRule,
     Rule,
@@ -49,11 +53,10 @@ from lightning_ckptkd.snapshots.weights import get_submodule
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.calling import takes_whole
 from lightning_ckptkd.tasks.reading import BatchReader, Key
+from lightning_ckptkd.trainer.namespaces import is_kind
 from lightning_ckptkd.trainer.ranks import on_each_rank, on_rank_zero
-from lightning_ckptkd.trainer.run_data import SPLITS, has_split, loader_of
+from lightning_ckptkd.trainer.run_data import SPLITS, has_split, loader_of, loader_without_run
 from lightning_ckptkd.trainer.seeding import seed_all
-
-_TRIED_SAMPLES = 8
 
 
 class MISelector(Callback):
@@ -65,6 +68,8 @@ class MISelector(Callback):
     one standard error of each other, the later snapshot's counts as the better one. Into the harvest's folder go
     ``selection.json`` and ``selection.png`` (and ``scores.json``, so that no snapshot is scored twice), to the
     terminal a table, to the loggers the numbers of each snapshot at its global step.
+
+    Batches come as the Trainer's validation would have them, through the batch hooks of DataModule and module.
 
     Args:
         snapshots: The harvest's folder. None takes the one of the :class:`CheckpointHarvester` in the same Trainer.
@@ -94,12 +99,14 @@ class MISelector(Callback):
         unpack_batch: A function of the batch that returns (inputs, targets), instead of both. A subclass may override
             the method of that name.
         ignore_index: Targets of this value count as none.
+        on_error: What a selection that goes wrong when fitting ends does: ``warn`` says why and how to select by hand,
+            ``raise`` ends the run. The harvest stays in any case.
         **moved: None; options that are the rule's are refused with what to write instead.
 
     Raises:
-        ArgumentError: If an argument can't be used. That there is a harvest and data to probe with is checked when
-            fitting starts, not when it ends.
-        SelectionError: When fitting ends, if fewer snapshots can be chosen than were asked for.
+        ArgumentError: If an argument can't be used; when fitting starts, if it shows then that the selection could not
+            be made: harvest, data, their labels, the module, or the number of snapshots to come.
+        CkptKDError: When fitting ends, with ``on_error="raise"``, whatever went wrong.
     """
 
     def __init__(
@@ -120,6 +127,7 @@ class MISelector(Callback):
         target_key: Key | None = None,
         unpack_batch: Callable[[Any], tuple[Any, Any]] | None = None,
         ignore_index: int = -100,
+        on_error: str = "warn",
         **moved: Any,
     ) -> None:
         if moved:
@@ -136,6 +144,8 @@ class MISelector(Callback):
         )
         if probe_split not in SPLITS:
             raise ArgumentError(f"probe_split should be one of {', '.join(SPLITS)}, got {probe_split!r}.")
+        if on_error not in ("warn", "raise"):
+            raise ArgumentError(f"on_error should be warn or raise, got {on_error!r}.")
         if probe_size < 1:
             raise ArgumentError(f"probe_size should be 1 or more, got {probe_size}.")
         if student_proxy is not None and self.settings.scoring is None:
@@ -150,7 +160,9 @@ class MISelector(Callback):
         self.probe = probe
         self.probe_split = probe_split
         self.probe_size = probe_size
+        self.on_error = on_error
         self.selection: Selection | None = None
+        self._fit_config: str | None = None
 
     def unpack_batch(self, batch: Any) -> tuple[Any, Any]:
         """X and Y of one batch, by the options; override it where these can't say it."""
@@ -174,6 +186,8 @@ class MISelector(Callback):
                 "MISelector can't run a sharded module when fitting ends. Leave it out, or give a rule that goes by "
                 "position, and select afterwards on one device: `ckptkd select` on the folder of the harvest."
             )
+        self._check_number(trainer, pl_module)
+        self._fit_config = saved_config(trainer)
         rule = self.settings.scoring
         if rule is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with isolate_rng():
@@ -183,22 +197,60 @@ class MISelector(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = self._find_folder(trainer)
-        loader: Iterable[Any] | None = self.probe
-        if loader is None and self.settings.scoring is not None:
-            loader = loader_of(trainer, pl_module, self.probe_split)
+        try:
+            self._select_at_end(trainer, pl_module)
+        except Exception as error:  # training is done, and whatever is wrong with the selection does not undo it
+            if self.on_error == "raise":
+                raise
+            self._say_how_to_select(trainer, pl_module, error)
+
+    def _select_at_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        split = self.probe_split if self.settings.scoring is not None and self.probe is None else None
+
+        def loaders() -> tuple[Any, Any]:
+            proxy = self.student_proxy is not None
+            return (
+                None if split is None else loader_of(trainer, pl_module, split),
+                loader_of(trainer, pl_module, "train") if proxy else None,
+            )
+
+        probe, train = on_each_rank(loaders)
         bar = trainer.progress_bar_callback
         self.selection = self.select(
-            folder,
+            self._find_folder(trainer),
             pl_module,
-            loader,
-            loader_of(trainer, pl_module, "train") if self.student_proxy is not None else None,
+            probe,
+            train,
+            datamodule=trainer.datamodule,  # type: ignore[attr-defined]
             device=trainer.strategy.root_device,
             progress=bar is not None and bool(getattr(bar, "is_enabled", True)),
         )
         for logger in trainer.loggers:
             for step, numbers in report.numbers_by_step(self.selection):
                 logger.log_metrics(numbers, step)
+
+    def _say_how_to_select(self, trainer: Trainer, pl_module: LightningModule, error: Exception) -> None:
+        reason = str(error) if isinstance(error, CkptKDError) else f"{type(error).__name__}: {error}"
+        options = self._options_in_words()
+        if isinstance(error, SelectionError):  # there are fewer, and without the option all of them are taken
+            options.pop("num_teachers", None)
+        command = command_by_hand(
+            str(self._find_folder(trainer)),
+            options,
+            pl_module,
+            trainer.datamodule,  # type: ignore[attr-defined]
+            self._fit_config,
+            runs=self.settings.scoring is not None,
+        )
+        rank_zero_warn(
+            f"MISelector: training is done and its snapshots are kept, but none was chosen: {reason.rstrip('.')}. "
+            f"Select by hand: {command}. on_error='raise' would have ended the run."
+        )
+
+    def _options_in_words(self) -> dict[str, Any]:
+        """Options that are not the defaults, as ``ckptkd select`` names them."""
+        named = {**vars(self), **vars(self._reader), **vars(self.settings)}
+        return changed_options(MISelector.__init__, named)
 
     def select(
         self,
@@ -207,6 +259,7 @@ class MISelector(Callback):
         probe: Iterable[Any] | None = None,
         train: Iterable[Any] | None = None,
         *,
+        datamodule: LightningDataModule | None = None,
         device: torch.device | str = "cpu",
         progress: bool = True,
     ) -> Selection:
@@ -218,8 +271,10 @@ class MISelector(Callback):
             snapshots: The harvest's folder.
             model: The module that was trained (its ``submodule``, if only that was harvested, is found in it or is
                 the model itself); its weights are left as they are. Not needed for a rule that goes by position.
-            probe: Dataloader of the probe set; likewise. None takes the selector's own.
-            train: Dataloader of the training data; only a ``student_proxy`` needs it.
+            probe: Dataloader of the probe set; likewise. None takes the selector's own, or that of ``probe_split`` of
+                ``datamodule`` or of the model.
+            train: Dataloader of the training data; only a ``student_proxy`` needs it. None takes that of either.
+            datamodule: Whose batch hooks are run, as the Trainer runs them in validation, beside the model's.
             device: Where the model runs.
             progress: Whether to show a progress bar.
 
@@ -230,7 +285,7 @@ class MISelector(Callback):
             CkptKDError: One of its kinds, as :func:`.select_by_score` says.
         """
         store = on_each_rank(lambda: SnapshotStore.open(snapshots))
-        submodule = store.manifest.source.get("submodule")
+        submodule, whole = store.manifest.source.get("submodule"), model
         if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):
             model = get_submodule(model, submodule, "submodule")
         harvested = Harvested(read_items(store), ScoreFiles(store), str(store.folder), whole=submodule is None)
@@ -241,18 +296,30 @@ class MISelector(Callback):
                 assert isinstance(rule, PositionRule)
                 outcome = select_by_position(harvested, self.settings, rule, progress=progress)
             else:
-                loader = self.probe if probe is None else probe
+
+                def loaders() -> tuple[Any, Any]:
+                    given = self.probe if probe is None else probe
+                    own = partial(loader_without_run, datamodule, whole)
+                    needs_train = self.student_proxy is not None and train is None
+                    return (
+                        own(self.probe_split, "probe") if given is None else given,
+                        own("train", "train") if needs_train else train,
+                    )
+
+                loader, training = on_each_rank(loaders)
                 if model is None or loader is None:
                     raise ArgumentError(self._what_is_missing(store, model))
+                transfer = HookedBatches(model if whole is None else whole, datamodule)
+                samples = collect_on_ranks(
+                    loader, self.probe_size, self.settings.seed, self._make_reader(model), transfer, progress=progress
+                )
                 outcome = select_by_score(
                     harvested,
                     self.settings,
                     scoring,
                     model,
-                    collect_on_ranks(
-                        loader, self.probe_size, self.settings.seed, self._make_reader(model), progress=progress
-                    ),
-                    trial=self._make_trial(store, model, train),
+                    samples,
+                    trial=self._make_trial(store, model, training, transfer),
                     device=device,
                     progress=progress,
                 )
@@ -268,7 +335,9 @@ class MISelector(Callback):
         given = self._reader
         return replace(given, unpack_batch=self.unpack_batch if overridden else given.unpack_batch, whole=whole)
 
-    def _make_trial(self, store: SnapshotStore, model: nn.Module, train: Iterable[Any] | None) -> Trial | None:
+    def _make_trial(
+        self, store: SnapshotStore, model: nn.Module, train: Iterable[Any] | None, transfer: Transfer
+    ) -> Trial | None:
         if self.student_proxy is None:
             return None
         if train is None:
@@ -276,7 +345,7 @@ class MISelector(Callback):
         run_id, settings = store.manifest.run_id, self.settings
         return Trial(
             self.student_proxy,
-            TrainingData(train, self._make_reader(model)),
+            TrainingData(train, self._make_reader(model), transfer),
             before=lambda outcome: make_selection(run_id, settings, outcome).write(store),
         )
 
@@ -292,16 +361,36 @@ class MISelector(Callback):
 
     def _try_model(self, trainer: Trainer, pl_module: LightningModule, rule: ScoringRule) -> None:
         """Find out on a few samples, before days of training, what could go wrong after them."""
-        plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        plain = is_kind(trainer.strategy, SingleDeviceStrategy, DDPStrategy)
         if not plain or any(is_lazy(parameter) for parameter in pl_module.parameters()) or self.probe_split == "test":
             return  # sharded or unmade weights can't be run here, and test data are not set up yet
         harvester = self._find_harvester(trainer)
         submodule = harvester.submodule if harvester is not None else None
         loader = loader_of(trainer, pl_module, self.probe_split) if self.probe is None else self.probe
         module = get_submodule(pl_module, submodule, "submodule")
-        samples = first_samples(loader, _TRIED_SAMPLES, self._make_reader(module))
-        if samples is not None:
-            check_model(self.settings, rule, module, samples, self.student_proxy, whole=submodule is None)
+        check_probe(
+            loader,
+            self.probe_size,
+            self.settings,
+            rule,
+            module,
+            self._make_reader(module),
+            HookedBatches(pl_module, trainer.datamodule),  # type: ignore[attr-defined]
+            self.student_proxy,
+            whole=submodule is None,
+        )
+
+    def _check_number(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the run gives as many snapshots as are to be chosen, where that can be reckoned."""
+        harvester, wanted = self._find_harvester(trainer), self.settings.num_teachers or 1
+        if harvester is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        epochs, steps = (
+            limit if limit is not None and limit > 0 else None for limit in (trainer.max_epochs, trainer.max_steps)
+        )
+        if not pl_module.automatic_optimization:  # Lightning may not count all steps
+            steps = None
+        check_number(wanted, harvester.cadence, harvester.retention.last, epochs, steps)
 
     def _find_harvester(self, trainer: Trainer) -> CheckpointHarvester | None:
         if self.snapshots is not None:

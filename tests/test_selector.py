@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from lightning_ckptkd import (
     ArgumentError,
     CheckpointHarvester,
+    CkptKDError,
     MISelector,
     SelectionError,
     SnapshotError,
     SnapshotStore,
     TeacherError,
 )
+from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.information.cmi import cmi_parts
 from lightning_ckptkd.selecting import ScoreFiles, SelectionSettings
 from lightning_ckptkd.selecting.items import Item
@@ -595,3 +598,175 @@ def test_scores_of_something_else_are_not_taken(harvest: Path, change: str, gath
         (path,) = harvest.glob("score*.json")
         path.write_text(path.read_text()[:-20])
     assert ScoreFiles(store).read(scoring_key(settings, rule, model, samples), snapshot) is None
+
+
+class Late(DigitsData):
+    """A label out of range in a late validation sample, where nothing can know of it before the end."""
+
+    def val_dataloader(self) -> Any:
+        data = digits(1000, 1200)
+        data.tensors[1][150] = 10
+        return DataLoader(ListOf(data), 32)
+
+
+class ListOf(Dataset[Any]):
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+class Quiet(Project):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+class Few(DigitsData):
+    """A stream, whose length shows when it ends."""
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(StreamOf(digits(1000, 1040)), 32)
+
+
+class StreamOf(IterableDataset[Any]):
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return (self.data[index] for index in range(len(self.data)))
+
+
+class StopsEarly(Quiet):
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop = self.current_epoch == 1
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command)[1:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "options", "reason"),
+    [
+        (Quiet, Late(), {}, r"Labels run from 0 to 10, but the teacher has 10 classes"),
+        (Quiet, Few(), {}, r"The probe set has 40 samples; at least 50 are needed"),
+        (StopsEarly, DigitsData(), {"num_teachers": 4, "ensemble": "spaced"}, r"num_teachers=4, but .* has 2 usable"),
+    ],
+)
+def test_a_selection_that_goes_wrong_does_not_end_a_training(
+    tmp_path: Path, kind: Any, data: Any, options: dict[str, Any], reason: str
+) -> None:
+    selector = MISelector(**options)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(), selector)
+    project = kind()
+    with pytest.warns(UserWarning, match=rf"MISelector: training is done and its snapshots are kept.*{reason}") as told:
+        trainer.fit(project, data)
+    assert trainer.state.finished and selector.selection is None
+    assert trainer.test(OwnTest(project), DigitsData(), verbose=False)[0]["seen"] == 1
+    folder = tmp_path / "snapshots"
+    assert SnapshotStore.open(folder).snapshots
+    (message,) = [str(warning.message) for warning in told if "Select by hand" in str(warning.message)]
+    command = message.partition("Select by hand: `")[2].partition("`")[0]
+    assert words_of(command)[:2] == ["select", str(folder)]
+    assert f"--model tests.test_selector.{kind.__name__}" in command
+    assert f"--data tests.test_selector.{type(data).__name__}" in command or type(data) is DigitsData
+    if "num_teachers" in options:  # what it says works as it stands
+        assert "--ensemble spaced" in command and "--num_teachers" not in command
+        assert len(main(words_of(command)).chosen) == 2
+    with pytest.raises(CkptKDError, match=reason):
+        make_trainer(tmp_path / "raise", CheckpointHarvester(), MISelector(**options, on_error="raise")).fit(
+            kind(), data
+        )
+
+
+class OwnTest(LightningModule):
+    def __init__(self, project: Project) -> None:
+        super().__init__()
+        self.project = project
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("seen", float(torch.isfinite(self.project(batch[0])).all()))
+
+
+def test_what_selects_by_hand_where_nothing_can_be_named(tmp_path: Path) -> None:
+    data = Few()
+    with pytest.warns(UserWarning, match="which goes by position, or in Python MISelector") as told:
+        make_trainer(tmp_path, CheckpointHarvester(), MISelector(), max_epochs=2).fit(
+            Quiet(), data.train_dataloader(), data.val_dataloader()
+        )
+    (message,) = [str(warning.message) for warning in told if "Select by hand" in str(warning.message)]
+    assert len(main(words_of(message.partition("by hand: `")[2].partition("`")[0])).chosen) == 2
+
+
+class Broken(DigitsData):
+    def val_dataloader(self) -> Any:
+        def collate(items: list[Any]) -> Any:
+            if any(float(label) == 3 for _, label in items) and len(items) > 8:
+                raise OSError("the disk is gone")
+            return default_collate(items)
+
+        return DataLoader(digits(1000, 1200), 32, collate_fn=collate)
+
+
+def test_errors_of_others_do_not_end_a_training_either(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, CheckpointHarvester(), MISelector(), limit_val_batches=0, max_epochs=1)
+    with pytest.warns(UserWarning, match="none was chosen: OSError: the disk is gone. Select by hand: `ckptkd select"):
+        trainer.fit(Quiet(), Broken())
+    with pytest.raises(ArgumentError, match="on_error should be warn or raise, got 'ignore'"):
+        MISelector(on_error="ignore")
+
+
+@pytest.mark.parametrize(
+    ("harvester", "selector", "trainer", "most"),
+    [
+        ({}, {"num_teachers": 5}, {}, 4),
+        ({"every_n_epochs": 3}, {"num_teachers": 2}, {}, 1),
+        ({"epochs": [0, 7]}, {"num_teachers": 2}, {}, 1),
+        ({"epochs": [7]}, {}, {}, 0),
+        ({"keep_last": 2}, {"num_teachers": 3, "rule": "spaced"}, {}, 2),
+        ({"every_n_train_steps": 4}, {"num_teachers": 3}, {"max_steps": 11, "max_epochs": -1}, 2),
+        ({"window": (0.5, 1.0)}, {"num_teachers": 3}, {}, 2),
+    ],
+)
+def test_fewer_snapshots_to_come_than_teachers(
+    tmp_path: Path, harvester: dict[str, Any], selector: dict[str, Any], trainer: dict[str, Any], most: int
+) -> None:
+    wanted = selector.get("num_teachers", 1)
+    with pytest.raises(ArgumentError, match=rf"num_teachers={wanted}, but this training gives {most} snapshots? at"):
+        make_trainer(tmp_path, CheckpointHarvester(**harvester), MISelector(**selector), **trainer).fit(
+            Project(), DigitsData()
+        )
+    assert not (tmp_path / "snapshots").exists()
+
+
+class LateTensors(DigitsData):
+    def val_dataloader(self) -> Any:
+        data = digits(1000, 1200)
+        data.tensors[1][150] = 10
+        return DataLoader(Subset(data, range(1, 200)), 32)
+
+
+class Small(DigitsData):
+    def val_dataloader(self) -> Any:
+        return DataLoader(digits(1000, 1040), 32)
+
+
+@pytest.mark.parametrize(
+    ("data", "selector", "message"),
+    [
+        (LateTensors(), {}, "Labels run from 0 to 10, but the teacher has 10 classes"),
+        (LateTensors(), {"rule": "accuracy"}, "Labels run from 0 to 10"),
+        (Small(), {}, "The probe set has 40 samples; at least 50 are needed"),
+        (DigitsData(), {"probe_size": 20}, "The probe set has 20 samples"),
+    ],
+)
+def test_data_that_could_not_be_scored_show_before_training(
+    tmp_path: Path, data: Any, selector: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make_trainer(tmp_path, CheckpointHarvester(), MISelector(**selector)).fit(Quiet(), data)
+    assert not (tmp_path / "snapshots").exists()

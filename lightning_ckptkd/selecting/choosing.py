@@ -116,7 +116,7 @@ def too_few(folder: str, wanted: int, usable: int, total: int, candidates: Seque
     )
     return (
         f"num_teachers={wanted}, but {folder} has {usable} usable of {total} snapshots.{reasons} "
-        f"The snapshots are kept; ask for fewer: `ckptkd select {folder} --num_teachers {max(usable, 1)}`."
+        f"The snapshots are kept; ask for fewer: num_teachers={max(usable, 1)} (`--num_teachers {max(usable, 1)}`)."
     )
 
 

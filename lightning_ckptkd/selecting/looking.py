@@ -49,7 +49,7 @@ def check_model(
     proxy: StudentProxy | None = None,
     *,
     whole: bool,
-) -> None:
+) -> Reading:
     """Try on a few samples whether a module suits the settings, before it is trained for days.
 
     The module is handed back as it came.
@@ -61,6 +61,9 @@ def check_model(
         samples: A few samples.
         proxy: A student that will be asked for logits too.
         whole: Whether ``module`` is all that is trained, rather than a part of it.
+
+    Returns:
+        How it is read.
 
     Raises:
         ArgumentError: If the layer, the logits or the labels are not as the settings need them.
@@ -74,6 +77,7 @@ def check_model(
         rule.check_rows(rows, joint=settings.joint)
     if proxy is not None and output is not None:
         proxy.check_student(first_batch(samples), output.cpu())
+    return reading
 
 
 def look(

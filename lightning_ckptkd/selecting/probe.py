@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 from tqdm import tqdm
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.batch import Batch, join, tensors_in
-from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
+from lightning_ckptkd.tasks.loaders import batches_of, is_indexed, load_samples, sample_indices
 from lightning_ckptkd.tasks.reading import BatchReader
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank
 
@@ -92,12 +94,7 @@ def collect_probe(
             bar.update(len(batches[-1]))
             if missing <= 0:
                 break
-    found = size - missing
-    if found < MIN_PROBE_SIZE:
-        raise ArgumentError(
-            f"The probe set has {found} samples; at least {MIN_PROBE_SIZE} are needed to score a snapshot. "
-            "Give a larger probe= dataloader or probe_size, or another probe_split."
-        )
+    check_length(size - missing)
     return _joined(batches)
 
 
@@ -126,12 +123,75 @@ def collect_on_ranks(
 
 
 def first_samples(
-    loader: Iterable[Any], count: int, reader: BatchReader, transfer: Transfer | None = None
+    loader: Iterable[Any], size: int, seed: int, count: int, reader: BatchReader, transfer: Transfer | None = None
 ) -> Probe | None:
-    """A few samples to try a network on, loaded in this process; None where the loader gives none."""
-    for raw in _draw(loader, count, seed=0, num_workers=0):
-        return _joined([_read(raw, count, reader, transfer)])
-    return None
+    """Two batches of a few of a probe's samples, to try a network on; loaded in this process.
+
+    Args:
+        loader: As for :func:`collect_probe`.
+        size: Likewise.
+        seed: Likewise.
+        count: Samples of a batch, at most where batches can be cut.
+        reader: Unpacks them.
+        transfer: What is done to a batch before.
+
+    Returns:
+        None where the loader gives none.
+    """
+    batches: Iterable[Any] = loader
+    if is_indexed(loader):
+        batches = load_samples(loader, drawn_samples(loader, size, seed)[: 2 * count], count, num_workers=0)
+    read = [_read(raw, count, reader, transfer) for raw in itertools.islice(batches_of(batches), 2)]
+    return _joined(read) if read else None
+
+
+def known_length(loader: Iterable[Any], size: int) -> int | None:
+    """How many samples :func:`collect_probe` will find; None where that can't be told without reading them."""
+    return min(size, len(sample_indices(loader))) if is_indexed(loader) else None
+
+
+def known_targets(loader: Iterable[Any], size: int, seed: int, reader: BatchReader) -> Tensor | None:
+    """The targets of a probe's samples, shape (N, ...), where they can be had without loading these.
+
+    That is so where the dataset, or what it is a subset of, is a ``TensorDataset`` whose samples are collated by torch.
+    """
+    if not is_indexed(loader) or loader.collate_fn is not default_collate or reader.unpack_batch is not None:
+        return None
+    dataset: Any = loader.dataset
+    indices = drawn_samples(loader, size, seed)
+    while type(dataset) is Subset:
+        dataset, indices = dataset.dataset, [int(dataset.indices[index]) for index in indices]
+    if type(dataset) is not TensorDataset:
+        return None
+    targets: Tensor = reader(dataset.tensors).targets
+    return targets[indices]
+
+
+def drawn_samples(loader: DataLoader[Any], size: int, seed: int) -> list[int]:
+    """Which samples of a loader's dataset are in its probe, in ascending order.
+
+    Args:
+        loader: Draws by index.
+        size: Number of samples; all are taken where there are fewer.
+        seed: Of the draw.
+    """
+    indices = sample_indices(loader)
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[int] = indices[torch.randperm(len(indices), generator=generator)[:size].sort().values].tolist()
+    return drawn
+
+
+def check_length(found: int) -> None:
+    """Check that there are samples enough to score a snapshot.
+
+    Raises:
+        ArgumentError: If there are fewer than 50.
+    """
+    if found < MIN_PROBE_SIZE:
+        raise ArgumentError(
+            f"The probe set has {found} samples; at least {MIN_PROBE_SIZE} are needed to score a snapshot. "
+            "Give a larger probe= dataloader or probe_size, or another probe_split."
+        )
 
 
 def _read(raw: Any, most: int, reader: BatchReader, transfer: Transfer | None) -> Batch:
@@ -151,10 +211,7 @@ def _joined(batches: Sequence[Batch]) -> Probe:
     return Probe(tuple(join(batches)))
 
 
-def _draw(loader: Iterable[Any], size: int, seed: int, num_workers: int | None = None) -> Iterator[Any]:
+def _draw(loader: Iterable[Any], size: int, seed: int) -> Iterator[Any]:
     if not is_indexed(loader):
-        return iter(loader)
-    indices = sample_indices(loader)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = indices[torch.randperm(len(indices), generator=generator)[:size].sort().values].tolist()
-    return iter(load_samples(loader, drawn, num_workers=num_workers))
+        return batches_of(loader)
+    return iter(load_samples(loader, drawn_samples(loader, size, seed)))

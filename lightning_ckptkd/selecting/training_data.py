@@ -12,7 +12,7 @@ import torch
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.selecting.probe import Transfer
 from lightning_ckptkd.tasks.batch import Batch
-from lightning_ckptkd.tasks.loaders import is_indexed, load_samples, sample_indices
+from lightning_ckptkd.tasks.loaders import batches_of, is_indexed, load_samples, sample_indices
 from lightning_ckptkd.tasks.reading import BatchReader
 from lightning_ckptkd.trainer.seeding import seed_all
 
@@ -54,7 +54,7 @@ class TrainingData:
 
 def _at_least_one(loader: Iterable[Any]) -> Iterator[Any]:
     batch = None
-    for batch in loader:
+    for batch in batches_of(loader):
         yield batch
     if batch is None:
         raise ArgumentError("student_proxy: the training data have no batch. Give a train= dataloader that has.")

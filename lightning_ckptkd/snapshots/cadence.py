@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_ckptkd.errors import ArgumentError
@@ -78,6 +79,28 @@ class Cadence:
         """
         n = self.every_n_train_steps
         return n is not None and step // n > previous // n and self._inside(progress)
+
+    def count(self, max_epochs: int | None, max_steps: int | None, enough: int) -> int | None:
+        """How many snapshots a training gives at most; it may end before.
+
+        Args:
+            max_epochs: Of the training; None for no limit.
+            max_steps: Likewise.
+            enough: Where counting ends.
+
+        Returns:
+            None where it can't be told.
+        """
+        length, other = (max_steps, max_epochs) if self.by_steps else (max_epochs, max_steps)
+        if self.needs_progress and (length is None or other is not None):
+            return None  # of two limits the nearer one says which part of training it is
+        if length is None:
+            return None if self.epochs is None else len(set(self.epochs))
+        n = self.every_n_train_steps or self.every_n_epochs or 1
+        due: Iterable[int] = range(n, length + 1, n)
+        if self.epochs is not None:
+            due = [epoch + 1 for epoch in set(self.epochs) if epoch < length]
+        return sum(itertools.islice((1 for done in due if self._inside(done / length)), enough))
 
     def _inside(self, progress: float | None) -> bool:
         start, end = self.window

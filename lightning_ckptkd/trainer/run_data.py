@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.trainer.namespaces import is_kind, overrides
 
 SPLITS = ("val", "train", "test")
+_WITHOUT_TRAINER = ("is not attached to a `Trainer`", "'NoneType' object has no attribute")  # a module, a DataModule
 
 
 def has_split(trainer: Trainer, pl_module: LightningModule, split: str) -> bool:
@@ -44,34 +46,69 @@ def loader_of(trainer: Trainer, pl_module: LightningModule, split: str) -> Itera
         loop = trainer.fit_loop if split == "train" else trainer.fit_loop.epoch_loop.val_loop
         loaders = loop._data_source.instance
     if loaders is None and owner is not None:
-        if isinstance(owner, LightningDataModule) and split == "test":
+        if is_kind(owner, LightningDataModule) and split == "test":
             owner.setup("test")
         loaders = getattr(owner, hook)()
     return first_loader(loaders, hook)
 
 
 def first_loader(loaders: Any, name: str) -> Iterable[Any]:
-    """The dataloader itself, or the first of a sequence or mapping of them.
+    """The dataloader itself, or the first of any nesting of several, also combined.
 
     Raises:
         ArgumentError: If there is none.
     """
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, Sequence):
-        loaders = loaders[0] if loaders else None
+    while is_kind(loaders, CombinedLoader) or isinstance(loaders, (Mapping, Sequence)):
+        if is_kind(loaders, CombinedLoader):
+            loaders = loaders.iterables
+            continue
+        several = list(loaders.values()) if isinstance(loaders, Mapping) else loaders
+        loaders = several[0] if several else None
     if loaders is None:
         raise ArgumentError(f"{name}: there is no dataloader to probe with. Give probe= or another probe_split.")
     found: Iterable[Any] = loaders
     return found
 
 
-def _hook_owner(
-    trainer: Trainer, pl_module: LightningModule, hook: str
-) -> LightningDataModule | LightningModule | None:
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    for owner in (datamodule, pl_module):
-        if owner is not None and is_overridden(hook, owner):
-            found: LightningDataModule | LightningModule = owner
-            return found
-    return None
+def loader_without_run(
+    datamodule: LightningDataModule | None, module: Any, split: str, argument: str
+) -> Iterable[Any] | None:
+    """The dataloader that a DataModule or a LightningModule has of a split, without a run; of several the first.
+
+    Args:
+        datamodule: Asked first; None where there is none.
+        module: Asked where it is a LightningModule with such a hook of its own.
+        split: One of :data:`SPLITS`.
+        argument: What a dataloader can be given as instead, for messages.
+
+    Returns:
+        None where neither has any.
+
+    Raises:
+        ArgumentError: If the hook asks for a Trainer.
+    """
+    hook = f"{split}_dataloader"
+    owner = _owner((datamodule, module), hook)
+    if owner is None:
+        return None
+    try:
+        owner.prepare_data()
+        owner.setup("test" if split == "test" else "fit")
+        loaders = getattr(owner, hook)()
+    except (RuntimeError, AttributeError) as error:
+        if not any(words in str(error) for words in _WITHOUT_TRAINER):
+            raise  # it is of something else
+        raise ArgumentError(
+            f"{type(owner).__name__}.{hook}() asks for a Trainer, and there is none here: {error}. Give a dataloader "
+            f"as {argument}=, or let it do without."
+        ) from error
+    return first_loader(loaders, hook)
+
+
+def _hook_owner(trainer: Trainer, pl_module: LightningModule, hook: str) -> Any:
+    return _owner((trainer.datamodule, pl_module), hook)  # type: ignore[attr-defined]
+
+
+def _owner(owners: tuple[Any, ...], hook: str) -> Any:
+    """The first that has such a hook of its own; None where none has."""
+    return next((one for one in owners if overrides(hook, one, LightningDataModule, LightningModule)), None)
