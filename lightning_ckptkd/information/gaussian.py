@@ -205,6 +205,8 @@ def gaussian_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
         ValueError: As :func:`fit_decoders`.
     """
     members = [folds == fold for fold in range(int(folds.max()) + 1)]
+    # features of a network that hardly began to learn differ in their last digits, which sums of squares would lose
+    x, f = (part.double() - part.double().mean(0) for part in (x, f))
     decoders = fit_decoders([Moments.of(x[member], f[member]) for member in members])
     gains = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for member, decoder in zip(members, decoders, strict=True):

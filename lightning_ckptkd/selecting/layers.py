@@ -41,14 +41,15 @@ class Seen:
         output: What the network returned.
         is_head: Whether that is the output of its last layer itself: of an ``nn.Linear`` or, for an output with
             positions, a convolution.
-        linear: Name of the last ``nn.Linear`` that ran; None where none did.
+        head: Name of the last ``nn.Linear`` that ran; where none did, of the last convolution that gave a map
+            (N, C, H, W); None where neither did.
         maps: Names of the modules that gave a feature map, in order.
         names: Names of all modules that ran, in order.
     """
 
     output: Any
     is_head: bool
-    linear: str | None
+    head: str | None
     maps: tuple[str, ...]
     names: tuple[str, ...]
 
@@ -63,6 +64,7 @@ def watch(module: nn.Module, batch: Batch) -> Seen:
     maps: list[str] = []
     names: list[str] = []
     linear: list[str] = []
+    convolutions: list[str] = []
     last: list[tuple[Tensor, int]] = []  # one output is kept, not all of them, whatever the batch's size
 
     def note(name: str, child: nn.Module, output: Any) -> None:
@@ -72,13 +74,16 @@ def watch(module: nn.Module, batch: Batch) -> Seen:
             maps.append(name)
         if isinstance(child, nn.Linear):
             linear.append(name)
+        if isinstance(child, nn.Conv2d) and isinstance(output, Tensor) and output.dim() == 4:
+            convolutions.append(name)
         if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and isinstance(output, Tensor):
             last[:] = [(output, output._version)] if isinstance(child, nn.Linear) or output.dim() > 2 else []
 
     with _hooks(module, note):
         output = forward(module, batch)
     is_head = bool(last) and _is_same(output, *last[0])
-    return Seen(output, is_head, linear[-1] if linear else None, tuple(maps), tuple(names))
+    heads = linear or convolutions
+    return Seen(output, is_head, heads[-1] if heads else None, tuple(maps), tuple(names))
 
 
 def find_layers(module: nn.Module, seen: Seen, layer: str | None, *, need_spatial: bool, need_layer: bool) -> Layers:
@@ -87,8 +92,8 @@ def find_layers(module: nn.Module, seen: Seen, layer: str | None, *, need_spatia
     Args:
         module: The network.
         seen: A forward pass of it.
-        layer: Name of a module whose output is F. None takes the input of the last ``nn.Linear`` that runs and,
-            for the feature map, the last output of shape (N, C, H, W) with more than one position.
+        layer: Name of a module whose output is F. None takes the input of the last ``nn.Linear`` that runs (of
+            the last convolution where none does) and, for the feature map, the last output of shape (N, C, H, W) with more than one position.
         need_spatial: Whether a feature map is needed.
         need_layer: Whether the vectors of a layer are needed, and not the logits alone.
 
@@ -110,12 +115,12 @@ def find_layers(module: nn.Module, seen: Seen, layer: str | None, *, need_spatia
         return Layers(layer, False, spatial)
     if not need_layer:
         return Layers(None, False, spatial)
-    if seen.linear is None:
+    if seen.head is None:
         raise ArgumentError(
-            f"layer=None: no nn.Linear runs in {type(module).__name__}, so there is no last linear layer to read F "
-            f"before. Name the layer whose output is F with layer=, such as one of {list(seen.names[-5:])}."
+            f"layer=None: no nn.Linear or nn.Conv2d runs in {type(module).__name__}, so there is no last layer to read "
+            f"F before. Name the layer whose output is F with layer=, such as one of {list(seen.names[-5:])}."
         )
-    return Layers(seen.linear, True, spatial)
+    return Layers(seen.head, True, spatial)
 
 
 def forward(module: nn.Module, batch: Batch) -> Any:

@@ -133,9 +133,15 @@ def first_batch(probe: Probe) -> Batch:
 
 
 def tell_of_missing_classes(rows: ProbeRows) -> None:
-    """Warn where the probe set has no sample of some classes."""
+    """Warn where the probe set has no sample of some classes, and could have."""
     targets, num_classes = rows.targets, rows.num_classes
-    if num_classes is None or num_classes < 2 or targets.dim() != 1 or targets.is_floating_point():
+    if (
+        not rows.task.expects_each_class
+        or num_classes is None
+        or num_classes < 2
+        or targets.dim() != 1
+        or targets.is_floating_point()
+    ):
         return
     present = set(targets.tolist())
     missing = [str(label) for label in range(num_classes) if label not in present]

@@ -42,6 +42,9 @@ class Task(ABC):
 
     Attributes:
         classes: Whether rows are scores of classes, so that they have a softmax, an argmax and an accuracy.
+        reads_too: Names of tasks that read the same targets in the same way, so that teachers selected by one of them
+            may teach here.
+        expects_each_class: Whether data that lack a class deserve a word; a vocabulary is never seen whole.
 
     Raises:
         ArgumentError: If an argument can't be used.
@@ -49,6 +52,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     classes: ClassVar[bool] = True
+    reads_too: ClassVar[tuple[str, ...]] = ()
+    expects_each_class: ClassVar[bool] = True
     ignore_index: int | None
 
     def __init__(
@@ -157,7 +162,9 @@ class Task(ABC):
         flat, samples, units = self.flatten_targets(targets), self.samples(targets), self.units(targets)
         places = torch.arange(len(flat), device=flat.device)
         found = Labelled(places, flat, places if samples is None else samples, units)
-        return found if self.ignore_index is None else found.take((flat != self.ignore_index).nonzero().squeeze(1))
+        if self.ignore_index is None or flat.is_floating_point():  # shares and numbers have no such value
+            return found
+        return found.take((flat != self.ignore_index).nonzero().squeeze(1))
 
     def rows(self, student: Tensor, teachers: Tensor | None, targets: Tensor) -> Rows:
         """Lay out a batch.

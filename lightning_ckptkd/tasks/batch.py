@@ -25,11 +25,13 @@ class Batch:
             any other object, which it is given as it is.
         targets: Shape (N, ...); None where there are none, as in prediction.
         whole: The batch as the loader gave it, where a network takes all of it; None where none does.
+        name: What the inputs are called in the loader's batch, where they are one named part of it.
     """
 
     inputs: Any
     targets: Any = None
     whole: Any = None
+    name: str | None = None
 
     def __len__(self) -> int:
         """N, the number of samples; of graphs where a batch is one of those."""
@@ -59,13 +61,13 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> Batch:
         """Some of the samples of a plain batch."""
-        return Batch(self.inputs[rows], self.targets[rows])
+        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
 
     def _changed(self, change: Callable[[Any], Any]) -> Batch:
         inputs, targets, whole = (
             part if part is None else change(part) for part in (self.inputs, self.targets, self.whole)
         )
-        return Batch(inputs, targets, whole)
+        return Batch(inputs, targets, whole, self.name)
 
 
 def split(batches: Sequence[Batch], batch_size: int) -> Iterator[Batch]:
@@ -83,7 +85,7 @@ def join(batches: Sequence[Batch]) -> list[Batch]:
     plain = all(batch.is_plain for batch in batches)
     if plain and len({(batch.inputs.shape[1:], batch.targets.shape[1:]) for batch in batches}) == 1:
         inputs, targets = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("inputs", "targets"))
-        return [Batch(inputs, targets)]
+        return [replace(batches[0], inputs=inputs, targets=targets)]
     return list(batches)
 
 

@@ -49,9 +49,9 @@ def call(network: nn.Module, batch: Batch) -> Any:
 
     A mapping goes by keyword, those left out that ``forward`` does not take; of a ``forward`` that takes any keyword,
     numbers of samples and what holds no tensor. Where ``forward`` takes one array under another name, it gets the one
-    of the usual names. A tuple goes by position where ``forward`` takes so many. A graph goes as it is, or its parts
-    by keyword where ``forward`` asks for several. A ``forward`` with one parameter called ``batch`` gets the whole
-    batch.
+    of the usual names. An array that was alone in a mapping goes by its name where ``forward`` has it, else by
+    position. A tuple goes by position where ``forward`` takes so many. A graph goes as it is, or its parts by keyword
+    where ``forward`` asks for several. A ``forward`` with one parameter called ``batch`` gets the whole batch.
 
     Args:
         network: Any module.
@@ -64,7 +64,8 @@ def call(network: nn.Module, batch: Batch) -> Any:
     if batch.whole is not None and takes_whole(network):
         return network(batch.whole)
     if isinstance(inputs, Tensor):
-        return network(inputs)
+        by_name = batch.name is not None and _takes_by_name(network, batch.name)
+        return network(**{str(batch.name): inputs}) if by_name else network(inputs)
     takes = _signature(network)
     if isinstance(inputs, Mapping):
         return _call_by_name(network, takes, inputs)
@@ -83,6 +84,13 @@ def takes_whole(network: nn.Module) -> bool:
     """Whether a network's ``forward`` takes the batch as the loader gives it."""
     takes = _signature(network)
     return not takes.unlimited and takes.positional in [(name,) for name in _BATCH_NAMES] and takes.takes(1)
+
+
+def _takes_by_name(network: nn.Module, name: str) -> bool:
+    """Whether an array of this name is to be given by it."""
+    takes = _signature(network)
+    by_any = takes.any_name and not takes.positional and not takes.unlimited
+    return by_any or (name in takes.names and set(takes.required) <= {name})
 
 
 def _call_by_name(network: nn.Module, takes: _Signature, inputs: Mapping[str, Any]) -> Any:

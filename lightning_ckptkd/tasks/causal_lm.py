@@ -29,6 +29,7 @@ class CausalLM(Tokens):
     """
 
     name: ClassVar[str] = "causal_lm"
+    expects_each_class: ClassVar[bool] = False
 
     @override
     def flatten(self, output: Tensor, lead: int = 0) -> Tensor:

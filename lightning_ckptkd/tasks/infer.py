@@ -15,12 +15,12 @@ from lightning_ckptkd.tasks.batch import tensors_in
 from lightning_ckptkd.tasks.binary import Binary
 from lightning_ckptkd.tasks.causal_lm import CausalLM
 from lightning_ckptkd.tasks.dense import Dense, Tokens
-from lightning_ckptkd.tasks.multiclass import Multiclass
+from lightning_ckptkd.tasks.multiclass import Multiclass, are_shares
 from lightning_ckptkd.tasks.multilabel import Multilabel
 from lightning_ckptkd.tasks.reading import STILL_WORKS
 from lightning_ckptkd.tasks.regression import Regression
 from lightning_ckptkd.tasks.rows import without_ones
-from lightning_ckptkd.tasks.soft import SoftMulticlass, are_shares
+from lightning_ckptkd.tasks.soft import SoftMulticlass
 
 AUTO = "auto"
 TASKS: dict[str, Callable[..., Task]] = {

@@ -72,18 +72,19 @@ class BatchReader:
             ArgumentError: If inputs or targets can't be told, or a key is not there; says what is. If a mask or
                 lengths are of other samples or tokens than the inputs beside them.
         """
+        name = None
         if self.unpack_batch is not None:
             inputs, targets = self._unpacked(batch)
         else:
-            name = self.target_key if self.target_key is not None else _find_target(batch)
-            targets = pick(batch, name, "target_key")
-            inputs = self._inputs(batch, name)
+            target = self.target_key if self.target_key is not None else _find_target(batch)
+            targets = pick(batch, target, "target_key")
+            inputs, name = self._inputs(batch, target)
         if not isinstance(targets, Tensor):
             raise ArgumentError(
                 f"The target of a batch should be a tensor, but is {describe(targets)}. {_REMEDY} {STILL_WORKS}"
             )
         _check_masks(inputs)
-        return Batch(inputs, targets, batch if self.whole else None)
+        return Batch(inputs, targets, batch if self.whole else None, name)
 
     def inputs_only(self, batch: Any) -> Batch:
         """The same for prediction, where a batch may have no target, and be the inputs alone.
@@ -93,12 +94,13 @@ class BatchReader:
         """
         if self.unpack_batch is None and self.target_key is None:
             if self.input_keys is not None:
-                return Batch(self._inputs(batch, None), None, batch if self.whole else None)
+                inputs, name = self._inputs(batch, None)
+                return Batch(inputs, None, batch if self.whole else None, name)
             alone = isinstance(batch, (Tensor, PackedSequence)) or (_is_tuple(batch) and len(batch) == 1)
             if alone or (not _is_tuple(batch) and _named_target(batch) is None):
-                inputs = batch[0] if _is_tuple(batch) else _without(batch, None)
+                inputs, name = (batch[0], None) if _is_tuple(batch) else _without(batch, None)
                 _check_masks(inputs)
-                return Batch(inputs, None, batch if self.whole else None)
+                return Batch(inputs, None, batch if self.whole else None, name)
         return self(batch)
 
     def _unpacked(self, batch: Any) -> tuple[Any, Any]:
@@ -108,16 +110,17 @@ class BatchReader:
             raise ArgumentError(f"unpack_batch should return (inputs, targets), but returned {describe(found)}.")
         return found
 
-    def _inputs(self, batch: Any, target: Key | None) -> Any:
+    def _inputs(self, batch: Any, target: Key | None) -> tuple[Any, str | None]:
+        """The inputs and, where they are one part that has one, its name."""
         keys = self.input_keys
         if keys is None:
             return _find_inputs(batch, target, given=self.target_key is not None)
         if isinstance(keys, (str, int)):
-            return pick(batch, keys, "input_keys")
+            return pick(batch, keys, "input_keys"), _name_of(keys)
         parts = [pick(batch, key, "input_keys") for key in keys]
         if isinstance(batch, Mapping) and all(isinstance(key, str) for key in keys):
-            return {str(key).rsplit(".", 1)[-1]: part for key, part in zip(keys, parts, strict=True)}
-        return tuple(parts)
+            return {str(key).rsplit(".", 1)[-1]: part for key, part in zip(keys, parts, strict=True)}, None
+        return tuple(parts), None
 
 
 def pick(batch: Any, key: Key, argument: str) -> Any:
@@ -182,7 +185,13 @@ def _named_target(batch: Any) -> str | None:
     )
 
 
-def _find_inputs(batch: Any, target: Key | None, *, given: bool) -> Any:
+def _name_of(key: Key) -> str | None:
+    """The name that a key says, None for a position."""
+    name = str(key).rsplit(".", 1)[-1]
+    return name if name.isidentifier() else None
+
+
+def _find_inputs(batch: Any, target: Key | None, *, given: bool) -> tuple[Any, str | None]:
     """What is left without the target; of a tuple one part, since an order of several is for the user to say."""
     if not _is_tuple(batch) or (isinstance(target, str) and hasattr(batch, "_fields")):
         return _without(batch, target)
@@ -193,17 +202,20 @@ def _find_inputs(batch: Any, target: Key | None, *, given: bool) -> Any:
             f"target_key={target!r} leaves several parts of the batch, which is {describe(batch)}. Say with input_keys "
             "which of them the network is called with, in their order."
         )
-    return next((item for item in rest if tensors_in(item)), rest[0]) if given else batch[0]
+    return (next((item for item in rest if tensors_in(item)), rest[0]) if given else batch[0]), None
 
 
-def _without(batch: Any, target: Key | None) -> Any:
-    """A mapping (or a named tuple) without its target, or the only part that is left; another object as it is."""
+def _without(batch: Any, target: Key | None) -> tuple[Any, str | None]:
+    """A mapping (or a named tuple) without its target, or the only part left and its name; another object as it is."""
     names = batch._asdict() if hasattr(batch, "_asdict") else batch
     if not isinstance(names, Mapping) or isinstance(batch, PackedSequence):
-        return batch
+        return batch, None
     root = target if target is None or target in names else str(target).split(".")[0]
     rest = {str(name): value for name, value in names.items() if name != root}
-    return next(iter(rest.values())) if len(rest) == 1 else rest
+    if len(rest) != 1:
+        return rest, None
+    ((name, alone),) = rest.items()
+    return alone, name
 
 
 def _check_masks(inputs: Any) -> None:

@@ -10,16 +10,13 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import DKDLoss
-from lightning_ckptkd.tasks.base import Task
-from lightning_ckptkd.tasks.multiclass import check_logits
-
-_ROUNDING = 0.01  # by which a row of shares in 16 bits may miss 1
+from lightning_ckptkd.tasks.multiclass import Multiclass, check_logits
 
 
-class SoftMulticlass(Task):
+class SoftMulticlass(Multiclass):
     """Shares of K classes for each sample (one-hot, or mixed when collated): logits (N, K), targets (N, K).
 
-    The hard loss is the soft cross-entropy, I(Y;F) the entropy of the mean target less that, and accuracy is that of
+    Targets may be class indices in some batches, as those of validation are where training mixes. The hard loss is the soft cross-entropy, I(Y;F) the entropy of the mean target less that, and accuracy is that of
     the largest share. There is no ``ignore_index``, as in torch.
 
     Args:
@@ -32,40 +29,21 @@ class SoftMulticlass(Task):
     """
 
     name: ClassVar[str] = "soft_multiclass"
+    reads_too: ClassVar[tuple[str, ...]] = ("multiclass",)
 
     def __init__(self, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(None, class_weights, label_smoothing)
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
-        return output
-
-    @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
-        return targets if targets.is_floating_point() else targets.float()
-
-    @override
     def check(self, output: Tensor, targets: Tensor, model: str) -> None:
-        check_logits(output, model)
-        self.check_scores(output.shape[1], model)
-        if targets.shape != output.shape:
+        if targets.is_floating_point() and targets.shape != output.shape:
+            check_logits(output, model)
             raise ArgumentError(
                 f"Soft targets should be shares of the classes, of the logits' shape {tuple(output.shape)}, but have "
                 f"{tuple(targets.shape)}. Give one share a class for each sample, or task='multiclass' for class "
                 "indices."
             )
-
-    @override
-    def check_targets(self, targets: Tensor, num_classes: int, *, partial: bool = False) -> None:
-        wrong = ~are_shares(targets)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            shares = targets[row].double()
-            raise ArgumentError(
-                f"Soft targets should be shares, 0 or more, that sum to 1 for each sample, but those of sample {row} "
-                f"(from 0) sum to {float(shares.sum()):.4g}, the smallest being {float(shares.min()):.4g}. "
-                "Normalise them, or use task='multilabel' for labels of 0 and 1."
-            )
+        super().check(output, targets, model)
 
     @override
     def check_kd_loss(self, kd_loss: object) -> None:
@@ -80,8 +58,3 @@ class SoftMulticlass(Task):
         described = super().describe()
         del described["ignore_index"]
         return described
-
-
-def are_shares(targets: Tensor) -> Tensor:
-    """Which rows of targets (N, K) are 0 or more and sum to 1, shape (N,)."""
-    return (targets >= 0).all(1) & ((targets.double().sum(1) - 1).abs() <= _ROUNDING)

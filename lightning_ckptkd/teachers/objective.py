@@ -154,9 +154,11 @@ class Objective:
         Raises:
             ArgumentError: If it does not; names both tasks.
         """
-        own = None if self.task is None else self.task.name
+        if self.task is None:
+            return
+        own = self.task.name
         for folder, name in self._panel.tasks.items():
-            if own not in (None, name):
+            if name not in (own, *self.task.reads_too):
                 raise ArgumentError(
                     f"task: the student reads its targets as {own!r}, but the teachers of {folder} were selected by "
                     f"{name!r}. Give DistillationModule(task={name!r}), or select again with task={own!r}."
@@ -212,6 +214,11 @@ class Objective:
     def _check_targets(self, rows: Rows) -> None:
         assert self.task is not None, "rows() comes first"
         self.task.check_targets(rows.targets, rows.student.shape[-1], partial=True)
+        if rows.teachers is not None and isinstance(self._kd_loss, DKDLoss) and rows.targets.is_floating_point():
+            raise ArgumentError(
+                "kd_loss=DKDLoss splits the classes by the one that is right, and a batch has shares of several. Give "
+                "KDLoss, DISTLoss or MSELoss, or targets that are class indices."
+            )
         ignored = self._ignored(rows)
         if rows.teachers is not None and isinstance(self._kd_loss, DKDLoss) and bool(ignored.any()):
             raise ArgumentError(

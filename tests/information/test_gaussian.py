@@ -141,6 +141,15 @@ def test_constant_and_repeated_features() -> None:
     assert estimate(x, degenerate) == pytest.approx(estimate(x, f), rel=1e-2)
 
 
+def test_features_that_differ_in_their_last_digits() -> None:
+    """As those of a network that hardly began to learn: sums of squares of 1 would lose differences of 1e-9."""
+    x, f = correlated(200, 4, 0.8, 0)
+    expected = gaussian_gains(x, f, assign_folds(200, 5, 0))
+    torch.testing.assert_close(gaussian_gains(x, 1 + 1e-9 * f, assign_folds(200, 5, 0)), expected, rtol=0, atol=1e-4)
+    rounded = 1 + 1e-9 * torch.randn(64, 128, dtype=torch.float64)
+    assert estimate(correlated(64, 4, 0.8, 0)[0], rounded) < 0.2
+
+
 def test_finite_where_features_determine_the_input() -> None:
     x = torch.randn(2000, 3)
     assert 15 < estimate(x, x) < 3 / 2 * math.log(1e6) + 1

@@ -92,8 +92,16 @@ def test_unknown_layer_lists_the_near_ones() -> None:
 
 
 def test_no_linear_layer() -> None:
-    with pytest.raises(ArgumentError, match=r"no nn.Linear runs in Sequential.*such as one of \['0', '1'\]"):
-        find(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), X, None, need_spatial=False)
+    """The last convolution is read before, as in networks that segment; where there is none, the user says it."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Upsample(scale_factor=2)).eval()
+    layers = find(network, X, None, need_spatial=False)
+    assert layers == Layers("2", True, None)
+    found = extract(network, X, Layers("2", True, None, False), 4)
+    torch.testing.assert_close(found.pooled, network[:2](X).mean((2, 3)).detach())
+    no_layer = nn.Sequential(nn.Flatten(), nn.ReLU())
+    with pytest.raises(ArgumentError, match=r"no nn.Linear or nn.Conv2d runs .*such as one of \['0', '1'\]"):
+        find(no_layer, X, None, need_spatial=False)
+    assert find(no_layer, X, "0", need_spatial=False).pooled == "0"
 
 
 def test_no_feature_map() -> None:

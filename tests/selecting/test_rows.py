@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from lightning_ckptkd import ArgumentError, MISelector
 from lightning_ckptkd.information.label import head_gains
 from lightning_ckptkd.selecting.features import extract_features
 from lightning_ckptkd.selecting.layers import Layers
+from lightning_ckptkd.selecting.looking import tell_of_missing_classes
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import MOST_ROWS, ProbeRows, draw_rows
 from lightning_ckptkd.selecting.rules import MI
+from lightning_ckptkd.tasks import CausalLM, Task, Tokens
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.multiclass import Multiclass
 from tests.projects import Project, digits
@@ -51,6 +54,19 @@ def test_samples_without_a_label_are_left_out_of_all_but_i_x_f() -> None:
     torch.testing.assert_close(found.logits, project(images)[labels != -100].detach())
     truth = float((project(images).argmax(1) == labels)[labels != -100].double().mean())
     assert rows.share(found.hits).value == pytest.approx(truth)
+
+
+@pytest.mark.parametrize(("task", "told"), [(Tokens(), 1), (CausalLM(), 0)])
+def test_tokens_that_a_text_does_not_have(task: Task, told: int) -> None:
+    """Nobody's text has the whole vocabulary, but tags that are not there are worth a word."""
+    ids = torch.arange(60).remainder(5)[:, None].expand(60, 3).contiguous()
+    rows = ProbeRows.of(Probe((Batch({"input_ids": ids}, ids),)), task, 7, 16, 0)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tell_of_missing_classes(rows)
+    assert [str(warning.message)[:52] for warning in found] == [
+        "The probe set has no sample of 2 of 7 classes (5, 6)"
+    ] * told
 
 
 def test_a_draw_is_the_same_whatever_the_other_samples_are() -> None:

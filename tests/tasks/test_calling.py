@@ -11,13 +11,15 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_flatten
 from torch_geometric.data import Batch as GraphBatch
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN, global_mean_pool
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.batch import Batch, join
 from lightning_ckptkd.tasks.calling import _tell_of_left_out, call, takes_whole
+from lightning_ckptkd.tasks.reading import BatchReader
 
 X = torch.randn(4, 3)
 IDS = torch.randint(9, (4, 6))
@@ -92,6 +94,26 @@ def test_what_forward_gets(forward: Callable[..., Any], inputs: Any, expected: A
             assert one is other or one == other
     else:
         assert found is expected
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (lambda **inputs: inputs, {"image": X}),  # a module that hands all on
+        (lambda *, image: image, X),
+        (lambda ids=None, image=None, **rest: (ids, image, rest), (None, X, {})),
+        (lambda x: x, X),
+        (lambda pixels=None, **rest: (pixels, rest), (X, {})),
+        (lambda x, image=None: (x, image), (X, None)),
+        (lambda *parts, **rest: (parts, rest), ((X,), {})),
+    ],
+)
+def test_an_array_that_was_alone(forward: Callable[..., Any], expected: Any) -> None:
+    read = BatchReader()({"image": X, "label": INDEX})
+    for batch in (read, read[0:4], *join([read]), read.to("cpu"), read.cast(X.dtype), read.detached()):
+        found, wanted = tree_flatten(call(network(forward), batch)), tree_flatten(expected)
+        assert found[1] == wanted[1]
+        assert all(one is other or torch.equal(one, other) for one, other in zip(found[0], wanted[0], strict=True))
 
 
 def test_a_mapping_that_torch_does_not_know() -> None:

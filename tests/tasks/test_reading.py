@@ -83,6 +83,27 @@ def test_with_options(options: dict[str, Any], batch: Any, inputs: Any) -> None:
     assert same(found.inputs, inputs)
 
 
+@pytest.mark.parametrize(
+    ("options", "batch", "name"),
+    [
+        ({}, {"image": X, "label": Y}, "image"),
+        ({"target_key": "truth.age"}, {"image": X, "truth": {"age": Y}}, "image"),
+        ({"input_keys": "image"}, {"image": X, "meta": W, "label": Y}, "image"),
+        ({"input_keys": "a.image"}, {"a": {"image": X}, "label": Y}, "image"),
+        ({"input_keys": "0.image"}, ({"image": X}, Y), "image"),
+        ({}, (X, Y), None),
+        ({"input_keys": "0"}, (X, Y), None),
+        ({}, {"image": X, "meta": W, "label": Y}, None),
+        ({"input_keys": ["image"]}, {"image": X, "meta": W, "label": Y}, None),
+        ({"unpack_batch": lambda batch: (batch["image"], batch["label"])}, {"image": X, "label": Y}, None),
+    ],
+)
+def test_the_name_of_an_input_that_is_alone(options: dict[str, Any], batch: Any, name: str | None) -> None:
+    read = BatchReader(**options)
+    assert read(batch).name == name
+    assert options.get("target_key") or read.inputs_only(batch).name == name
+
+
 def test_graphs() -> None:
     graphs = [Data(x=torch.randn(n, 2), edge_index=torch.zeros(2, 1).long(), y=torch.tensor([n])) for n in (2, 3)]
     batch = GraphBatch.from_data_list(graphs)

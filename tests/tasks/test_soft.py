@@ -84,9 +84,29 @@ def test_what_is_no_share(targets: list[list[float]]) -> None:
 
 def test_shapes() -> None:
     with pytest.raises(ArgumentError, match="task='multiclass' for class indices"):
-        SoftMulticlass().check(torch.randn(5, 3), torch.zeros(5).long(), "Net")
+        SoftMulticlass().check(torch.randn(5, 3), torch.zeros(5, 4), "Net")
     with pytest.raises(ArgumentError, match="Use task='binary'"):
         SoftMulticlass().check(torch.randn(5, 1), torch.ones(5, 1), "Net")
+
+
+@pytest.mark.parametrize("task", [Multiclass(), SoftMulticlass()])
+def test_either_kind_of_targets_in_either_task(task: Multiclass) -> None:
+    """A collate function that mixes does so in training alone."""
+    logits, shares = logits_and_shares()
+    labels = torch.arange(len(logits)) % logits.shape[1]
+    for targets in (shares, labels, labels[:, None]):
+        task.check(logits, targets, "Net")
+        rows = task.rows(logits, None, targets)
+        task.check_targets(rows.targets, logits.shape[1])
+        wanted = targets.reshape(-1) if targets is not shares else shares
+        torch.testing.assert_close(task.hard_loss(logits, rows.targets), F.cross_entropy(logits, wanted))
+        right = logits.argmax(1) == (wanted.argmax(1) if targets is shares else wanted)
+        assert float(task.metrics(4)["acc"](logits, rows.targets)) == pytest.approx(float(right.double().mean()))
+        assert len(task.labelled(targets)) == len(logits)
+    with pytest.raises(ArgumentError, match="that sum to 1"):
+        task.check_targets(2 * shares, logits.shape[1])
+    with pytest.raises(ArgumentError, match="Labels run from 1 to 4"):
+        task.check_targets(labels + 1, logits.shape[1])
 
 
 def test_dkd_has_no_right_class() -> None:
