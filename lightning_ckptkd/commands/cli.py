@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 
 # the package says only at run time what it exports
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
@@ -23,16 +22,19 @@ from typing_extensions import override
 
 from lightning_ckptkd.commands.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.commands.export import export_student
+from lightning_ckptkd.commands.fit_config import read_fit_config, spell_out_fit_config, unnamed_classes
 from lightning_ckptkd.commands.rule_words import refuse_moved_options, spell_out_rule
 from lightning_ckptkd.distillation import DistillationModule
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.selector import MISelector
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
+from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.trainer.run_data import first_loader
 from lightning_ckptkd.trainer.seeding import seed_all
 
 SELECT_CONFIG_NAME = "select.yaml"
 HARVEST_CONFIG_NAME = "harvest.yaml"
+_EXAMPLES = {"model": "Model", "data": "Data"}
 _DISTILL_DEFAULTS = Path(__file__).with_name("distill_defaults.yaml")
 
 
@@ -140,7 +142,7 @@ def main(args: Sequence[str] | None = None) -> Any:
                     "env_prefix": "CKPTKD",
                     "distill": {"default_config_files": [str(_DISTILL_DEFAULTS)]},
                 },
-                args=spell_out_rule(_name_bare_words(words)),
+                args=spell_out_rule(spell_out_fit_config(_name_bare_words(words))),
             )
         except _Finished as finished:
             return finished.result
@@ -161,7 +163,12 @@ def known_warnings_ignored() -> Iterator[None]:
 
 
 def run() -> None:
-    """The console script: an error of ours is one message, not a traceback."""
+    """The console script: an error of ours is one message, not a traceback.
+
+    Classes in the current folder are found, as by ``python -m``; not by commands that make no object of a user's.
+    """
+    if sys.argv[1:2] not in (["harvest"], ["export"]):
+        sys.path.insert(0, str(Path.cwd()))
     try:
         main()
     except CkptKDError as error:
@@ -173,7 +180,10 @@ def _make_select_parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; each run writes one.")
     parser.add_argument("--snapshots", type=str, help="The harvest's folder; its name alone, first, does as well.")
     parser.add_argument(
-        "--fit_config", type=str, help="Take model and data from a config that `ckptkd fit` wrote or can read."
+        "--fit_config",
+        type=str,
+        help="Take model and data from a config that a LightningCLI wrote or can read, before other words. Where it "
+        "names no classes, name them with --model and --data.",
     )
     parser.add_subclass_arguments(
         nn.Module, "model", required=False, help="What was trained; only rules that run the snapshots need it."
@@ -189,7 +199,8 @@ def _make_select_parser() -> ArgumentParser:
 def _select(parser: ArgumentParser, config: Namespace) -> Any:
     if config.snapshots is None:
         raise ArgumentError("snapshots: give the folder of a harvest: `ckptkd select DIR`.")
-    if config.fit_config is not None:
+    path = config.fit_config
+    if path is not None:
         config = _with_model_and_data(parser, config)
     seed_all(config.seed)  # a proxy's student has the same first weights each time
     made = parser.instantiate(config)
@@ -199,6 +210,8 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
         if key not in ("config", "snapshots", "fit_config", "model", "data", "device")
     }
     selector = MISelector(**options)
+    if path is not None and selector.settings.scoring is not None:
+        _refuse_unnamed(path, config, SnapshotStore.open(config.snapshots))
     loader = train = None
     if selector.settings.scoring is not None:
         loader = _loader(made.data, made.model, selector.probe_split)
@@ -218,16 +231,26 @@ def _save_config(parser: ArgumentParser, config: Namespace, store: SnapshotStore
 
 
 def _with_model_and_data(parser: ArgumentParser, config: Namespace) -> Namespace:
-    path = Path(config.fit_config)
-    try:
-        fit = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ArgumentError(f"fit_config={str(path)!r} can't be read as YAML: {error}.") from None
-    if not isinstance(fit, dict):
-        raise ArgumentError(f"fit_config={str(path)!r} is no configuration of `ckptkd fit`.")
-    wanted = {key: fit[key] for key in ("model", "data") if fit.get(key) is not None and config.get(key) is None}
+    """Without ``fit_config``, of which all is known by now; a written config may have had its parts as null."""
+    missing = [key for key in ("model", "data") if config.get(key) is None]
+    parts = read_fit_config(config.fit_config, dict.fromkeys(missing)) if missing else {}
+    wanted = {key: parts[key] for key in missing if key in parts}
     merged: Namespace = parser.parse_object({**wanted, "fit_config": None}, config)
     return merged
+
+
+def _refuse_unnamed(path: str, config: Namespace, store: SnapshotStore) -> None:
+    """Of a config that has arguments of classes without their names, say what to add."""
+    unnamed = [key for key in unnamed_classes(path) if config.get(key) is None]
+    if not unnamed:
+        return
+    trained = shown(store.manifest.source.get("class_path") or "")
+    hints = {"model": f" (the harvest is of {trained})" if trained else "", "data": ""}
+    words = " and ".join(f"`--{key} my_module.{name}`{hints[key]}" for key, name in _EXAMPLES.items() if key in unnamed)
+    raise ArgumentError(
+        f"fit_config={path!r} has no class_path for {' and '.join(unnamed)}, as one that LightningCLI(Model, Data) "
+        f"wrote. Add {words}, the classes that it was made with."
+    )
 
 
 def _loader(data: LightningDataModule | None, model: nn.Module | None, split: str) -> Iterable[Any] | None:

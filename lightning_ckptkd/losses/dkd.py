@@ -47,7 +47,8 @@ def dkd_loss(
     if target.shape != student.shape[:1] or target.is_floating_point():
         raise ArgumentError(
             f"target should be class indices of shape ({len(student)},), but is {target.dtype} of shape "
-            f"{tuple(target.shape)}. Turn soft or one-hot labels into indices."
+            f"{tuple(target.shape)}. Give one class a sample, as target.long() where numbers are classes, or use "
+            "KDLoss, DISTLoss or MSELoss, which need no target."
         )
     if student.shape[1] < 2:
         raise ArgumentError("student_logits are of 1 class: DKD needs one other than the target. Use another loss.")

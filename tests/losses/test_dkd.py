@@ -8,7 +8,7 @@ import torch
 from scipy.special import softmax
 
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.losses import DKDLoss, dkd_loss, kd_loss
+from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, MSELoss, dkd_loss, kd_loss
 
 TARGET = torch.tensor([0, 3, 4, 2, 0, 1])
 
@@ -116,8 +116,11 @@ def test_bad_arguments() -> None:
         dkd_loss(student, student, torch.softmax(student, 1), 1.0)
     with pytest.raises(ArgumentError, match=r"target should be class indices of shape \(6,\), .* \(5,\)"):
         dkd_loss(student, student, TARGET[:5], 1.0)
-    with pytest.raises(ArgumentError, match=r"target should be class indices .* torch.float32"):
+    with pytest.raises(ArgumentError, match=r"target should be class indices .* torch.float32.*target\.long\(\)"):
         dkd_loss(student, student, TARGET.float(), 1.0)
+    assert dkd_loss(student, -student, TARGET.float().long(), 1.0) == dkd_loss(student, -student, TARGET, 1.0)
+    for other in (KDLoss(), DISTLoss(), MSELoss()):
+        assert other(student, -student[None], torch.softmax(student, 1)).isfinite()
     with pytest.raises(ArgumentError, match=r"student_logits are of 1 class"):
         dkd_loss(student[:, :1], student[:, :1], TARGET, 1.0)
     with pytest.raises(ArgumentError, match=r"temperature should be above 0, got 0"):
