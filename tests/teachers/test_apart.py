@@ -118,5 +118,5 @@ def test_what_can_not_collate_one() -> None:
     def pairs(samples: list[Any]) -> Any:
         return default_collate([samples[0][1], samples[1][1]])
 
-    with pytest.raises(ArgumentError, match=r"pairs can't collate one sample alone \(IndexError.* without the cache"):
+    with pytest.raises(ArgumentError, match=r"pairs can't collate one sample alone \(IndexError.* without cached"):
         CollateApart(pairs)(items())
