@@ -1,4 +1,4 @@
-"""X for the linear-Gaussian decoder: images pooled and projected to their principal components."""
+"""X for the linear-Gaussian decoder: images pooled, tokens counted, and projected to their principal components."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 _SIDE = 16
 _VARIANCE_FLOOR = 1e-6
+_BINS = 512
 
 
 def pool_inputs(x: Tensor) -> Tensor:
@@ -26,6 +27,35 @@ def pool_inputs(x: Tensor) -> Tensor:
             height, width = max(1, height // 2), max(1, width // 2)
         x = F.adaptive_avg_pool2d(x, (height, width))
     return x.flatten(1)
+
+
+def token_bags(ids: Tensor, samples: Tensor, num_samples: int, num_bins: int = _BINS) -> Tensor:
+    """How often each token is in each sample, as shares of the sample's tokens.
+
+    A token's bin is its rank by frequency among all tokens (of equal ones the first to appear comes first), modulo
+    the number of bins: the most frequent have bins of their own and rarer ones share them. Nothing depends on the
+    ids but which of them are equal, so that another numbering of the vocabulary gives the very same bags.
+
+    Args:
+        ids: Of all tokens, sample after sample, shape (T,), int64.
+        samples: The sample of each, shape (T,).
+        num_samples: N.
+        num_bins: B.
+
+    Returns:
+        Shape (N, B), float64; a sample without tokens has zeros.
+    """
+    values, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+    places = torch.arange(len(ids), device=ids.device)
+    first = torch.full_like(values, len(ids)).scatter_reduce(0, inverse, places, "amin")
+    order = first.argsort()
+    order = order[counts[order].argsort(descending=True, stable=True)]
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=ids.device)
+    bags = torch.zeros(num_samples * num_bins, dtype=torch.float64, device=ids.device)
+    ones = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
+    bags = bags.index_add_(0, samples * num_bins + ranks[inverse] % num_bins, ones).view(num_samples, num_bins)
+    return bags / bags.sum(1, keepdim=True).clamp_min(1)
 
 
 def principal_components(x: Tensor, num_components: int) -> Tensor:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.by_sample import sum_by_sample
 from lightning_ckptkd.selecting.layers import Layers, forward, placed
+from lightning_ckptkd.selecting.pooling import Pooling, without_last
 from lightning_ckptkd.selecting.rows import Part, ProbeRows
-from lightning_ckptkd.tasks.batch import describe
 from lightning_ckptkd.tasks.outputs import get_output
 
 
@@ -53,13 +52,13 @@ def extract_features(
         argument: What the user gives that as, for messages.
 
     Returns:
-        Feature maps and token sequences are averaged over positions for ``pooled``.
+        Feature maps and sequences are averaged over positions for ``pooled``, as :class:`.pooling.Pooling` does.
 
     Raises:
         ArgumentError: If the layer's output is no tensor, of a shape that can't be pooled, or not of each sample; or
             the logits are not the task's.
     """
-    pooled: list[Tensor] = []
+    pooled = Pooling(layers.pooled or "")
     spatial: list[Tensor] = []
     logits: list[_PartLogits] = []
     caught: dict[str, Any] = {}
@@ -80,17 +79,23 @@ def extract_features(
         for part in rows.parts:
             output = forward(module, placed(module, part.batch))
             if layers.pooled is not None:
-                pooled.append(_pool(caught["pooled"], layers.pooled, len(part.batch)).float().cpu())
+                pooled.add(caught["pooled"], part.batch, _is_recurrent(module, layers))
             if layers.spatial is not None:
                 spatial.append(caught["spatial"].float().cpu())
             if layers.gives_logits:
                 found = get_output(output, logits_key, name, argument)
                 rows.task.check(found, part.batch.targets, name)
                 logits.append(_read_logits(rows, part, found))
+        if pooled.is_open:
+            less = without_last(placed(module, rows.parts[0].batch))
+            if less is not None:
+                forward(module, less)
+                pooled.look(caught["pooled"], len(rows.parts[0].batch) - 1)
     finally:
         for handle in handles:
             handle.remove()
-    vectors, maps = (torch.cat(parts) if parts else None for parts in (pooled, spatial))
+    vectors = pooled.result() if layers.pooled is not None else None
+    maps = torch.cat(spatial) if spatial else None
     kept = torch.cat([part.kept for part in logits]) if logits else None
     hits = [part.hits for part in logits if part.hits is not None]
     finite = all(bool(torch.isfinite(found).all()) for found in (vectors, maps, kept) if found is not None)
@@ -132,16 +137,5 @@ def _read_logits(rows: ProbeRows, part: Part, output: Tensor) -> _PartLogits:
     return _PartLogits(flat[part.kept.to(flat.device)].cpu(), hits, bool(torch.isfinite(flat).all()))
 
 
-def _pool(features: Any, layer: str, count: int) -> Tensor:
-    if not isinstance(features, Tensor):
-        raise ArgumentError(f"layer={layer!r} gives {describe(features)}; name a layer that gives one tensor.")
-    if features.dim() not in (2, 3, 4):
-        raise ArgumentError(f"layer={layer!r} gives the shape {tuple(features.shape)}; 2 to 4 dimensions can be used.")
-    if len(features) != count:
-        raise ArgumentError(
-            f"layer={layer!r} gives the shape {tuple(features.shape)} for {count} samples; name a layer that gives one "
-            "row for each of them."
-        )
-    if features.dim() == 2:
-        return features
-    return features.mean((2, 3)) if features.dim() == 4 else features.mean(1)
+def _is_recurrent(module: nn.Module, layers: Layers) -> bool:
+    return not layers.pooled_is_input and isinstance(module.get_submodule(layers.pooled or ""), nn.RNNBase)

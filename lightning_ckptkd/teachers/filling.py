@@ -13,8 +13,10 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.teachers.apart import CollateApart
 from lightning_ckptkd.teachers.cache import LogitCache
-from lightning_ckptkd.teachers.views import CollateViews, ViewBatch, Views
+from lightning_ckptkd.teachers.trial import ragged
+from lightning_ckptkd.teachers.views import ViewBatch, Views
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks
 from lightning_ckptkd.trainer.seeding import keep_random_state
 
@@ -40,6 +42,7 @@ def fill(
 ) -> int:
     """Run the teachers over this rank's missing items, in order, and write each chunk as soon as it is whole.
 
+    No sample is padded for the sake of another (:class:`.apart.CollateApart`): those of different lengths run apart.
     What a chunk's file holds stays, whatever ends this; the next call goes on behind it. No batch reaches into another
     chunk, so a chunk's logits do not depend on which ones were missing, to the last bit. The process's random states
     are afterwards as before, so that a training which finds the cache filled goes as one that fills it.
@@ -63,8 +66,8 @@ def fill(
         Number of items that were filled now.
 
     Raises:
-        ArgumentError: If views and cache do not fit, ``collate_fn`` draws random numbers, or logits are of one shape in
-            one batch and of another in the next.
+        ArgumentError: If views and cache do not fit, ``collate_fn`` draws random numbers or can't collate a sample
+            alone, or logits are of one shape on one sample and of another on the next.
         CacheError: If a chunk that exists is damaged or belongs to another cache.
         SnapshotError: If a chunk can't be written, or another process fills the same share.
         TeacherError: If the teachers give no (M, N, ...), or a logit is not finite.
@@ -86,7 +89,7 @@ def fill(
             views,
             batch_sampler=_ChunkBatches(chunks, batch_size),
             num_workers=num_workers,
-            collate_fn=CollateViews(collate_fn),
+            collate_fn=CollateApart(collate_fn),
             pin_memory=torch.device(device).type == "cuda",
             worker_init_fn=worker_init_fn,
             multiprocessing_context=multiprocessing_context if num_workers else None,
@@ -132,26 +135,31 @@ def _run(
     device: torch.device,
     num_teachers: int,
 ) -> Batches:
-    batch: ViewBatch
+    batches: list[ViewBatch]
     shape: torch.Size | None = None
-    for batch in loader:
-        samples = read(batch.batch)
-        if len(samples) != len(batch.items):
-            raise ArgumentError(
-                f"collate_fn makes {len(samples)} inputs of {len(batch.items)} samples, so it is not known whose "
-                "logits are whose. Use one that keeps all samples, or train without the cache of teachers' logits."
-            )
-        logits = teachers(samples.to(device))
-        if logits.dim() < 2 or logits.shape[:2] != (num_teachers, len(samples)):
-            raise TeacherError(
-                f"The teachers give logits of shape {tuple(logits.shape)} instead of ({num_teachers}, {len(samples)}, "
-                "K). Give the cache the teachers' hashes, one each."
-            )
-        shape = logits.shape[2:] if shape is None else shape
-        if logits.shape[2:] != shape:
-            raise ArgumentError(
-                f"The teachers' logits on a sample have the shape {tuple(shape)} in one batch and "
-                f"{tuple(logits.shape[2:])} in another, as where each batch is padded to its longest sample. Pad all "
-                "to one length in collate_fn, or train without the cache of teachers' logits."
-            )
-        yield logits.cpu().transpose(0, 1), batch.checksums
+    for batches in loader:
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for batch in batches:
+            samples = read(batch.batch)
+            if len(samples) != len(batch.items):
+                raise ArgumentError(
+                    f"collate_fn makes {len(samples)} inputs of {len(batch.items)} samples, so it is not known whose "
+                    "logits are whose. Use one that keeps all samples, or train without the cache of teachers' logits."
+                )
+            logits = teachers(samples.to(device))
+            if logits.dim() < 2 or logits.shape[:2] != (num_teachers, len(samples)):
+                raise TeacherError(
+                    f"The teachers give logits of shape {tuple(logits.shape)} instead of ({num_teachers}, "
+                    f"{len(samples)}, K). Give the cache the teachers' hashes, one each."
+                )
+            shape = logits.shape[2:] if shape is None else shape
+            if logits.shape[2:] != shape:
+                here = f"item {int(batch.items[0])}"
+                raise ArgumentError(ragged(tuple(shape), "those before it", tuple(logits.shape[2:]), here))
+            rows = logits.cpu().transpose(0, 1)
+            found |= dict(zip(batch.items.tolist(), zip(rows, batch.checksums, strict=True), strict=True))
+        if len(batches) == 1:
+            yield rows, batch.checksums
+        else:  # in the order of their numbers again
+            ordered = [found[item] for item in sorted(found)]
+            yield torch.stack([row for row, _ in ordered]), torch.stack([checksum for _, checksum in ordered])

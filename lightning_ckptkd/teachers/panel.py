@@ -167,8 +167,11 @@ class TeacherPanel:
                 self.calibrate(batch, views * trainer.num_training_batches)
             return self.logits(batch, range(len(self)))
 
+        def plain(batch: Batch) -> Tensor:
+            return self.logits(batch.cast(dtype), range(len(self)))
+
         hashes = tuple(item["sha256"] for item in self._files)
-        train_on_cache(trainer, self._cache, teachers, hashes, f"{self._network} {dtype}", read)
+        train_on_cache(trainer, self._cache, teachers, hashes, f"{self._network} {dtype}", read, plain)
 
     def places(self, module: LightningModule) -> list[int]:
         """Places of the teachers of a module's current training step; none where nobody teaches.

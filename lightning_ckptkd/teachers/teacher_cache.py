@@ -19,8 +19,9 @@ from lightning_ckptkd.teachers.cache import LogitCache
 from lightning_ckptkd.teachers.cache_key import CacheKey, fingerprint
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
 from lightning_ckptkd.teachers.filling import fill
+from lightning_ckptkd.teachers.trial import try_samples
 from lightning_ckptkd.teachers.views import ViewBatch, Views, view_loader
-from lightning_ckptkd.trainer.ranks import on_each_rank
+from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_each_rank
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,15 @@ class TeacherCache:
 
     Random augmentation is kept: each sample has ``views`` views, each drawn once under a seed of its own, and each
     epoch trains on one of them. A cache is used only for the teachers, data, transforms and seed that it was made
-    for, and each sample is checked to be the one that the teachers saw. Samples times views times teachers times
+    for, and each sample is checked to be the one that the teachers saw.
+
+    Cached logits do not depend on which samples share a batch. The teachers see samples of different lengths apart, so
+    that none is padded for the sake of another, while a training batch of the student is padded as ``collate_fn``
+    does. Before anything is cached, 16 samples are tried: refused are those that differ when they are drawn again,
+    logits whose shape differs from sample to sample (pad to one length in the dataset), and teachers whose logits
+    depend on a batch's other samples.
+
+    Samples times views times teachers times
     classes times two bytes are needed on disk (four for ``fp32``).
 
     Attributes:
@@ -92,6 +101,7 @@ def train_on_cache(
     hashes: tuple[str, ...],
     network: str,
     read: Callable[[Any], Batch],
+    plain: Callable[[Batch], Tensor] | None = None,
 ) -> None:
     r"""Fill the cache where it is not whole, and let the Trainer's training dataloader give :class:`CachedBatch`\ es.
 
@@ -104,6 +114,7 @@ def train_on_cache(
         hashes: SHA-256 of each teacher's weights.
         network: As :func:`describe_network` has it, before the teachers were folded.
         read: Unpacks a batch.
+        plain: Gives the logits as ``teachers`` does, and tries no way to run them; None: that one.
 
     Raises:
         ArgumentError: If the data can't be cached; says why.
@@ -128,15 +139,18 @@ def train_on_cache(
 
     def work() -> LogitCache:
         cache = LogitCache.open(option.dirpath, key)
+        size, device = loader.batch_size or 1, trainer.strategy.root_device
+        if cache.missing(current_rank(), num_ranks()):
+            try_samples(views, plain or teachers, read, loader.collate_fn, batch_size=size, device=device)
         fill(
             cache,
             views,
             teachers,
             read,
             loader.collate_fn,
-            batch_size=loader.batch_size or 1,
+            batch_size=size,
             num_workers=loader.num_workers,
-            device=trainer.strategy.root_device,
+            device=device,
             progress=bar is not None and bool(getattr(bar, "is_enabled", True)),
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,

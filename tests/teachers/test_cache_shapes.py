@@ -116,7 +116,7 @@ def test_batches_that_are_padded_each_for_itself(tmp_path: Path) -> None:
 
     cache = LogitCache.open(tmp_path, key)
     with pytest.raises(
-        ArgumentError, match=r"have the shape \(1, 3\) in one batch and \(2, 3\) in another.* Pad all to"
+        ArgumentError, match=r"shape \(1, 3\) for those before it and \(2, 3\) for item 4.* Pad samples to one length"
     ):
         filled_by(cache, teachers)
     filled_by(cache, lambda batch: torch.zeros(1, len(batch), 3, 3))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_ckptkd import ArgumentError, CacheError, DistillationModule, TeacherCache
 from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.tasks.batch import Batch
-from lightning_ckptkd.teachers import Route, TeacherEnsemble
+from lightning_ckptkd.teachers import Route, TeacherEnsemble, teacher_cache
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer, write_distill_config
 
 
@@ -52,8 +52,16 @@ class Data(DigitsData):
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many samples the teachers ran on, a number for each time."""
+    """How many samples the teachers ran on, a number for each time; the few tried before a cache is filled aside."""
     found: list[int] = []
+    tried = teacher_cache.try_samples
+
+    def uncounted(*args: Any, **options: Any) -> None:
+        before = len(found)
+        tried(*args, **options)
+        del found[before:]
+
+    monkeypatch.setattr(teacher_cache, "try_samples", uncounted)
     real = TeacherEnsemble.__call__
 
     def counted(self: TeacherEnsemble, batch: Batch, which: Any = None) -> Tensor:

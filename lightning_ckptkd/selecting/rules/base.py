@@ -209,6 +209,16 @@ class ScoringRule(Rule, ABC):
         """
 
 
+def code_of(part: object) -> str:
+    """A hash of the file that a function's code, or that of an object's class, is in."""
+    kind = part if inspect.isfunction(part) else type(part)
+    try:
+        source = inspect.getsource(inspect.getmodule(kind) or kind)
+    except (OSError, TypeError):  # typed at a prompt: good for this very one only
+        source = f"{_THIS_PROCESS} {kind!r} {id(kind)}"
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
 def _code_of(kind: type[Rule]) -> str:
     """A hash of the files that a rule's code is in, so that scores by code that has changed since are not taken."""
     own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in (_PACKAGE, "abc", "builtins")]

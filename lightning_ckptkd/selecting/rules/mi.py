@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, near_names
@@ -13,7 +14,8 @@ from lightning_ckptkd.information.ranking import NORMALISATIONS, ScoreRule
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.base import JointScorer, Needs, ScoringRule
+from lightning_ckptkd.selecting.rules.base import JointScorer, Needs, ScoringRule, code_of
+from lightning_ckptkd.selecting.rules.input_vectors import InputView, input_vectors
 from lightning_ckptkd.selecting.rules.mi_scorer import Estimators, MIScorer
 from lightning_ckptkd.selecting.rules.words import Column, Words
 from lightning_ckptkd.tasks.batch import describe
@@ -35,7 +37,9 @@ class MI(ScoringRule):
     """The weighted sum of I(X;F) and I(Y;F), each normalised over the snapshots; F is a feature of the snapshot.
 
     Both are lower bounds of *decodable* information, in nats: they depend on the estimator, which is the same for each
-    snapshot. I(X;F) is left out where X is not one tensor, which ``input_weight=0`` allows.
+    snapshot. X is the inputs as numbers: floating-point tensors, pixels, and of token ids how often each is in a
+    sample, masked positions left out. Where inputs have no vectors of one length (ragged numbers, graphs), I(X;F) is
+    left out, which one line tells.
 
     Args:
         feature: What F is: the output of a ``layer``, the ``logits``, or the ``probabilities`` at ``temperature``,
@@ -56,6 +60,8 @@ class MI(ScoringRule):
         label_floor: Share of the largest I(Y;F), in [0, 1], below which a snapshot's I(X;F) does not count.
         likelihood: Of the convolutional decoder: the paper's ``bce``, ``continuous_bernoulli`` or ``gaussian``.
         decoder_steps: Training steps of a convolutional network, at most.
+        input_view: What X is instead, for the Gaussian decoder: a function of a :class:`.Batch` of N samples, on the
+            CPU, that gives numbers (N, D); by class path from a config.
 
     Raises:
         ArgumentError: If an option can't be used.
@@ -77,12 +83,14 @@ class MI(ScoringRule):
         label_floor: float = 0.95,
         likelihood: str = "bce",
         decoder_steps: int = 300,
+        input_view: InputView | None = None,
     ) -> None:
         self.feature, self.layer, self.temperature = feature, layer, temperature
         self.input_estimator, self.label_estimator, self.given_label = input_estimator, label_estimator, given_label
         self.input_weight, self.label_weight = input_weight, label_weight
         self.normalisation, self.label_floor = normalisation, label_floor
         self.likelihood, self.decoder_steps = likelihood, decoder_steps
+        self.input_view = input_view
         self._check_options()
 
     @property
@@ -115,8 +123,14 @@ class MI(ScoringRule):
         )
 
     @override
+    def describe(self) -> dict[str, object]:
+        described = super().describe()
+        return described if self.input_view is None else {**described, "input_view": _name_of(self.input_view)}
+
+    @override
     def key(self) -> dict[str, object]:
-        return {name: value for name, value in super().key().items() if name not in _AFTER_SCORING}
+        key = {name: value for name, value in super().key().items() if name not in _AFTER_SCORING}
+        return key if self.input_view is None else {**key, "view_code": code_of(self.input_view)}
 
     @override
     def check(self, probe: Probe) -> None:
@@ -127,11 +141,14 @@ class MI(ScoringRule):
                 f"input_estimator='convolutional' needs images (N, C, H, W), but the inputs have {form}. "
                 "Use 'gaussian'."
             )
-        if inputs is None and self.input_weight > 0:
-            raise ArgumentError(
-                f"I(X;F) is that of inputs which are one tensor, and a batch has {describe(probe.batches[0].inputs)}, "
-                "or samples of several shapes. Leave it out with rule=MI(input_weight=0), or use rule='loss'."
-            )
+        if self.input_weight > 0 or self.input_view is not None:
+            found = input_vectors(probe, self.input_view)
+            if found.values is None and self.label_weight == 0:
+                raise ArgumentError(f"label_weight=0, and {found.told}")
+            if found.values is None:
+                rank_zero_warn(found.told)
+            elif found.told:
+                rank_zero_info(found.told)
 
     @override
     def check_rows(self, rows: ProbeRows, *, joint: bool = False) -> None:
@@ -142,6 +159,11 @@ class MI(ScoringRule):
         ):
             if needs_labels:
                 rows.labels(argument)
+        if joint and input_vectors(rows.probe, self.input_view).values is None:
+            raise ArgumentError(
+                "ensemble='greedy' needs I(X;F), and the inputs can't be had as numbers (N, D). Give "
+                "rule=MI(input_view=...), a function of a batch that gives them, or leave ensemble out."
+            )
         if self.feature != "layer" and rows.samples is not None:
             raise ArgumentError(
                 f"feature={self.feature!r} is for one row of logits a sample, and the task {rows.task.name!r} has "
@@ -158,6 +180,7 @@ class MI(ScoringRule):
             self.given_label,
             self.likelihood,
             self.decoder_steps,
+            self.input_view,
         )
         weighting = ScoreRule(self.input_weight, self.label_weight, self.normalisation, self.label_floor)
         return MIScorer(rows, estimators, weighting, device)
@@ -192,3 +215,8 @@ class MI(ScoringRule):
             raise ArgumentError(
                 f"input_weight and label_weight should be 0 or more and not both 0, got {weights[0]} and {weights[1]}."
             )
+
+
+def _name_of(view: InputView) -> str:
+    kind = view if hasattr(view, "__qualname__") else type(view)
+    return f"{kind.__module__}.{kind.__qualname__}"

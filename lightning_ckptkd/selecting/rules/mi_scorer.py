@@ -15,7 +15,7 @@ from lightning_ckptkd.information.convolutional import (
     unit_range,
 )
 from lightning_ckptkd.information.gaussian import gaussian_ceiling, gaussian_gains
-from lightning_ckptkd.information.inputs import pool_inputs, principal_components, within_classes
+from lightning_ckptkd.information.inputs import principal_components, within_classes
 from lightning_ckptkd.information.joint import JointInformation, grow_set, reduce_features
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 from lightning_ckptkd.information.logistic import logistic_gains
@@ -24,6 +24,7 @@ from lightning_ckptkd.information.uncertainty import jackknife_error
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import Ranked
+from lightning_ckptkd.selecting.rules.input_vectors import InputView, input_vectors
 from lightning_ckptkd.selecting.score import Score, Term, replicates_of, values_of
 from lightning_ckptkd.snapshots import Candidate, JointChoice
 
@@ -44,6 +45,7 @@ class Estimators:
     given_label: bool
     likelihood: str
     decoder_steps: int
+    input_view: InputView | None = None
 
 
 class MIScorer:
@@ -56,7 +58,7 @@ class MIScorer:
         device: Where networks are trained.
 
     Attributes:
-        x: The inputs that the linear-Gaussian decoder decodes, shape (N, Dx), float64; None where X is not one tensor,
+        x: The inputs that the linear-Gaussian decoder decodes, shape (N, Dx), float64; None where X is no such vectors,
             so that I(X;F) is left out.
         input_entropy: The most that I(X;F) could be by this estimator, in nats; NaN where it has no bound.
     """
@@ -68,18 +70,20 @@ class MIScorer:
         self.x: Tensor | None = None
         self.input_entropy = 0.0
         self._images: Tensor | None = None
-        inputs = rows.probe.inputs
-        if inputs is not None:
+        found = input_vectors(rows.probe, estimators.input_view).values
+        if found is not None:
             count = min(_MAX_COMPONENTS, max(1, len(rows) // _SAMPLES_PER_COMPONENT))
-            self.x = principal_components(pool_inputs(inputs), count)
+            self.x = principal_components(found, count)
             if estimators.given_label:
                 self.x = within_classes(self.x, self._labels)
             self.input_entropy = gaussian_ceiling(self.x)
-            if estimators.input_estimator == "convolutional":
-                self._images = unit_range(inputs.float())
-                output, log_variance = output_of_mean(self._images, "bce")
-                alone = image_costs(output.expand_as(self._images), self._images, "bce", log_variance)
-                self.input_entropy = float(alone.mean()) if estimators.likelihood == "bce" else float("nan")
+        inputs = rows.probe.inputs
+        if inputs is not None and estimators.input_estimator == "convolutional":
+            self._images = unit_range(inputs.float())
+            output, log_variance = output_of_mean(self._images, "bce")
+            alone = image_costs(output.expand_as(self._images), self._images, "bce", log_variance)
+            self.input_entropy = float(alone.mean()) if estimators.likelihood == "bce" else float("nan")
+        weighting = weighting if self.x is not None else replace(weighting, input_weight=0.0)
         self._label_entropy = rows.task.label_entropy(rows.targets, rows.units)
         self._unbound = replace(weighting, input_entropy=self.input_entropy)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_ckptkd import ArgumentError, MISelector, SnapshotStore
 from lightning_ckptkd.selecting.rules import MI
+from lightning_ckptkd.tasks.batch import Batch
 
 
 @pytest.mark.parametrize(
@@ -64,10 +65,55 @@ def test_inputs_that_are_not_one_tensor(tmp_path: Path) -> None:
             store.commit(Named().state_dict(), epoch=epoch, global_step=epoch + 1)
     labels = torch.arange(60) % 3
     loader = [{"left": torch.randn(60, 4), "right": torch.randn(60, 4), "label": labels}]
-    with pytest.raises(ArgumentError, match=r"a mapping with 'left'.* Leave it out with rule=MI\(input_weight=0\)"):
-        MISelector().select(tmp_path, Named(), loader, progress=False)
+    for candidate in MISelector().select(tmp_path, Named(), loader, progress=False).candidates:
+        assert candidate.input_information is not None and candidate.input_term is not None
     selection = MISelector(rule=MI(input_weight=0)).select(tmp_path, Named(), loader, progress=False)
+    for candidate in selection.candidates:
+        assert candidate.label_information is not None and candidate.score == candidate.label_term
+    assert MISelector(rule="loss").select(tmp_path, Named(), loader, progress=False).chosen
+
+
+class Ragged(Named):
+    """Reads the mean of sequences."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return super().forward(left.mean(1), right)
+
+
+def test_inputs_that_are_no_vectors_are_left_out_in_one_line(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with SnapshotStore.create(tmp_path, "run", {}) as store:
+        for epoch in range(2):
+            store.commit(Ragged().state_dict(), epoch=epoch, global_step=epoch + 1)
+    loader = [
+        {"left": torch.randn(30, length, 4), "right": torch.randn(30, 4), "label": torch.arange(30) % 3}
+        for length in (3, 5)
+    ]
+    told = (
+        r"I\(X;F\) is left out, since samples of 'left' have several shapes, such as .*input_view=.* or input_weight=0"
+    )
+    with pytest.warns(UserWarning, match=told):
+        selection = MISelector().select(tmp_path, Ragged(), loader, progress=False)
     for candidate in selection.candidates:
         assert candidate.input_information is None and candidate.input_term is None
         assert candidate.label_information is not None and candidate.score == candidate.label_term
-    assert MISelector(rule="loss").select(tmp_path, Named(), loader, progress=False).chosen
+    with pytest.raises(ArgumentError, match=r"label_weight=0, and I\(X;F\) is left out"):
+        MISelector(rule=MI(label_weight=0)).select(tmp_path, Ragged(), loader, progress=False)
+    with (
+        pytest.raises(ArgumentError, match=r"ensemble='greedy' needs I.*or leave ensemble out"),
+        pytest.warns(UserWarning, match=told),
+    ):
+        MISelector(ensemble="greedy").select(tmp_path, Ragged(), loader, progress=False)
+    rule = MI(input_view=mean_of_left)
+    viewed = MISelector(rule=rule).select(tmp_path, Ragged(), loader, progress=False)
+    assert all(candidate.input_information is not None for candidate in viewed.candidates)
+    assert viewed.settings["rule"]["input_view"] == f"{__name__}.mean_of_left"
+    assert rule.key() != MI().key() and rule.key() != MI(input_view=two_of_left).key()
+
+
+def mean_of_left(batch: Batch) -> torch.Tensor:
+    return batch.inputs["left"].mean(1)
+
+
+def two_of_left(batch: Batch) -> torch.Tensor:
+    return batch.inputs["left"][:, :2].mean(1)
