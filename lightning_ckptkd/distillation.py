@@ -56,24 +56,20 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
     """Train a student on the logits of chosen snapshots.
 
     The loss is the paper's unless ``kd_loss`` or the task give another: alpha * CE(student, targets) + (1 - alpha) *
-    T^2 * KL(softmax(mean of the teachers' logits / T) || softmax(student's logits / T)). The teachers are read,
-    verified and frozen before training starts; they are in eval mode, on each process, and no part of this module's
-    parameters, buffers or checkpoints.
+    T^2 * KL(softmax(mean of the teachers' logits / T) || softmax(student's logits / T)). The teachers are verified and
+    frozen before training starts, in eval mode on each process, and no part of this module's state or checkpoints.
 
     Under ModelParallelStrategy the student is sharded as one unit by FSDP2's ``fully_shard``, over the data-parallel
     ranks; a subclass that overrides ``configure_model`` shards it itself. A student may be compiled: checkpoints name
     its weights as without ``torch.compile``, and load into either. Teachers run in the Trainer's precision.
 
-    Logged: ``train_loss``, and for validation and test ``_loss``, the task's metrics of the student (``_acc``),
-    ``_agreement`` (share of rows on which student and ensemble agree) and, once, the first metric of the ensemble
-    (``_teacher_acc``). Where the harvest is gone, the student's metrics alone.
+    Logged: ``train_loss``; in validation and test ``_loss``, the task's metrics (``_acc``), ``_agreement`` of student
+    and ensemble and, once, the ensemble's first metric (``_teacher_acc``); without the harvest the student's alone.
 
     Args:
         student: The network to train; it returns logits.
-        teacher: The architecture of the teachers: the network or LightningModule that was trained. Its own weights are
-            not used.
-        snapshots: The harvest's folder; or those of several, all of whose chosen snapshots teach together, with one
-            ``teacher`` for all or a list of one for each.
+        teacher: The teachers' architecture: the network or LightningModule that was trained; its weights aren't used.
+        snapshots: The harvest's folder, or those of several that teach together, with one ``teacher`` or one for each.
         choice: Which snapshots of each harvest teach: ``selected``, ``full`` (the last), ``half`` (half-way), or a
             list of epochs. None: those selected or, with a warning, the last one where nothing was.
         alpha: Weight of the targets' own loss, in [0, 1].
@@ -83,8 +79,7 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
         optimizer: Makes the optimiser; the default is the paper's.
         lr_scheduler: Makes the learning-rate schedule, stepped once an epoch; None keeps the rate.
         cache: Run the teachers once, not once an epoch, and keep their logits on disk; see :class:`TeacherCache`.
-        mix: ``Mixup`` or ``CutMix``, for the training batches. Live teachers see the mixed samples; the cache has their
-            logits on the samples themselves, so that with it the loss must be ``KDLoss`` or ``MSELoss``.
+        mix: ``Mixup`` or ``CutMix`` for training batches; with a cache the loss must be ``KDLoss`` or ``MSELoss``.
         feature_matching: Match the student's features with the teachers' too; see :class:`FeatureMatching`. Teachers
             then run also where ``alpha`` is 1, always in the plain loop. Adds ``train_feature_loss`` to the log, and
             the projectors to the module's parameters and checkpoints.
@@ -102,12 +97,11 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
         ignore_index: Targets of this value are left out of the targets' own loss and of metrics.
 
     Raises:
-        ArgumentError: If an option can't be used; before training starts, if one does not suit the teachers; at the
-            first batch, if outputs and targets are not the task's.
-        SnapshotError: Before training starts, if a file is missing, damaged or hostile.
-        TeacherError: Before training starts, if a snapshot does not fit ``teacher``, or a resumed run had others; at
-            the first batch, if student and teachers have different numbers of classes; if a teacher gives NaN or
-            infinity (looked for on a GPU in the first batch of each epoch).
+        ArgumentError: If an option can't be used; before training, if one does not suit the teachers; at the first
+            batch, if outputs and targets are not the task's.
+        SnapshotError: Before training, if a file is missing, damaged or hostile.
+        TeacherError: Before training, if a snapshot does not fit ``teacher``, or a resumed run had others; if student
+            and teachers differ in classes, or a teacher gives NaN or infinity (on a GPU: once an epoch).
     """
 
     moved_options: ClassVar = {
