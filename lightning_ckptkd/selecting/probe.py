@@ -125,7 +125,7 @@ def collect_on_ranks(
 def first_samples(
     loader: Iterable[Any], size: int, seed: int, count: int, reader: BatchReader, transfer: Transfer | None = None
 ) -> Probe | None:
-    """Two batches of a few of a probe's samples, to try a network on; loaded in this process.
+    """Two batches of a few of a probe's samples, spread over it, to try a network on; loaded in this process.
 
     Args:
         loader: As for :func:`collect_probe`.
@@ -140,7 +140,9 @@ def first_samples(
     """
     batches: Iterable[Any] = loader
     if is_indexed(loader):
-        batches = load_samples(loader, drawn_samples(loader, size, seed)[: 2 * count], count, num_workers=0)
+        drawn = drawn_samples(loader, size, seed)  # in the order of the dataset, which may be that of the classes
+        spread = drawn[:: max(1, len(drawn) // (2 * count))][: 2 * count]
+        batches = load_samples(loader, spread, count, num_workers=0)
     read = [_read(raw, count, reader, transfer) for raw in itertools.islice(batches_of(batches), 2)]
     return _joined(read) if read else None
 

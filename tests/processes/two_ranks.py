@@ -15,10 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, MISelector, TeacherCache
 from lightning_ckptkd.teachers import FeatureMatching, LogitCache, RandomTeacher
@@ -60,7 +61,38 @@ class InOrder(DigitsData):
         return DataLoader(data, self.batch_size, sampler=DistributedSampler(data, **ranks, shuffle=False))
 
 
+class Failing(Dataset[Any]):
+    """Digits of which one can't be read on rank 1."""
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 151 and dist.get_rank() == 1:
+            raise OSError("the disk is gone")
+        return digits(1000, 1200)[index]
+
+
+class FailingData(InOrder):
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Failing(), self.batch_size)
+
+
+def select_in_vain(root: Path, **options: Any) -> None:
+    """The selection at the end goes wrong on one rank; both go on."""
+    fit = make_trainer(root, CheckpointHarvester(), MISelector(), max_epochs=2, limit_val_batches=0, **options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fit.fit(Teacher(), FailingData(batch_size=16))
+    messages = [str(warning.message) for warning in told if "Select by hand" in str(warning.message)]
+    fit.strategy.barrier()
+    (root / f"rank_{fit.global_rank}.json").write_text(json.dumps([fit.state.finished, *messages]))
+
+
 def main(devices: int, root: Path, scenario: str) -> None:
+    if scenario == "in_vain":
+        select_in_vain(root, devices=devices, strategy="ddp")
+        return
     options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
     data = InOrder(batch_size=32 // devices, train_size=256)
     seed_everything(0, verbose=False)

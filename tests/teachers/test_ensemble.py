@@ -62,7 +62,10 @@ def test_skeletons_that_are_made_late_or_keep_a_graph(store: SnapshotStore) -> N
 
     assert TeacherEnsemble.load(store, store.snapshots[:1], Late())(Batch(X)).shape == (1, 16, 10)
     keeping = Project()
-    keeping.last = keeping(X)
+    keeping.last = keeping(X)  # as pruned layers keep their weight
+    assert TeacherEnsemble.load(store, store.snapshots[:1], keeping)(Batch(X)).shape == (1, 16, 10)
+    assert keeping.last.requires_grad
+    keeping.all = [keeping(X)]
     with pytest.raises(TeacherError, match=r"teacher=Project can't be copied: .*Give a new instance"):
         TeacherEnsemble.load(store, store.snapshots[:1], keeping)
 

@@ -161,3 +161,12 @@ def test_an_error_on_one_rank_ends_both_with_its_message(tmp_path: Path) -> None
         assert "epoch=1-" in message, message
         assert "has 7 bytes where the manifest says" in message, message
         assert "rank 1 failed, so all ranks stop" in message, message
+
+
+def test_a_selection_that_goes_wrong_on_one_rank_ends_none(tmp_path: Path) -> None:
+    run(2, tmp_path, "in_vain")
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert second == [True]
+    assert first[0] is True
+    assert "rank 1 failed, so all ranks stop: OSError: the disk is gone. Select by hand: `ckptkd select" in first[1]
+    assert len(SnapshotStore.open(tmp_path / "snapshots").snapshots) == 2
