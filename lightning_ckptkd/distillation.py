@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import MovedOptions
 from lightning_ckptkd.snapshots.weights import names_of, plain_names
+from lightning_ckptkd.tasks.alone import attach, let_log
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.calling import call, takes_whole
@@ -38,6 +39,8 @@ from lightning_ckptkd.teachers import (
     TeacherSchedule,
     check_cached_mix,
 )
+from lightning_ckptkd.teachers.transfer_hooks import lend_hooks, tell_of_other_hooks
+from lightning_ckptkd.trainer.namespaces import OfOneName
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.trainer.ranks import current_rank
 from lightning_ckptkd.trainer.sharding import shard
@@ -49,7 +52,7 @@ _OBJECTS = (  # options whose values a checkpoint's hyper-parameters could not h
 _TEACHERS = "lightning_ckptkd.teachers"
 
 
-class DistillationModule(MovedOptions, LightningModule):
+class DistillationModule(OfOneName, MovedOptions, LightningModule):
     """Train a student on the logits of chosen snapshots.
 
     The loss is the paper's unless ``kd_loss`` or the task give another: alpha * CE(student, targets) + (1 - alpha) *
@@ -161,6 +164,8 @@ class DistillationModule(MovedOptions, LightningModule):
         self._reader = BatchReader(input_keys, target_key, unpack_batch)
         own = is_overridden("unpack_batch", self, DistillationModule)
         self._read = BatchReader(unpack_batch=self.unpack_batch) if own else self._reader
+        self._trained = teacher if isinstance(teacher, list) else [teacher]  # a list: no children of this module
+        lend_hooks(self, student)
 
     @property
     def teachers(self) -> TeacherEnsemble | None:
@@ -184,6 +189,7 @@ class DistillationModule(MovedOptions, LightningModule):
         if isinstance(strategy, ModelParallelStrategy) and not is_overridden("configure_model", self):
             # no method of the class, since WeightAveraging takes one for a sign of sharding and warns
             self.configure_model = self._shard_student  # type: ignore[method-assign]
+        attach(self.student, self._trainer)
         if stage == "fit":
             self.panel.features.refuse_averaging(self._trainer)
         if stage != "predict":
@@ -205,6 +211,7 @@ class DistillationModule(MovedOptions, LightningModule):
 
     @override
     def on_fit_start(self) -> None:
+        tell_of_other_hooks(self, self.trainer.datamodule, self._trained)  # type: ignore[attr-defined]
         self.evaluation.start()
         self._settle()
 
@@ -286,6 +293,7 @@ class DistillationModule(MovedOptions, LightningModule):
 
     @override
     def teardown(self, stage: str) -> None:
+        let_log(self.student)
         self.panel.place(torch.device("cpu"), self.student)
 
     def _shard_student(self) -> None:

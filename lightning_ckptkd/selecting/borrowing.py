@@ -8,17 +8,22 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lightning_ckptkd.tasks.alone import alone
+
 
 @contextmanager
 def borrowed(module: nn.Module, device: torch.device | str) -> Iterator[None]:
-    """Lend a module out and give it back with the weights, modes and device that it had."""
+    """Lend a module out, to run alone, and give it back with the weights, modes and device that it had."""
     first = next(iter(module.parameters()), None)
     home = torch.device("cpu") if first is None else first.device
     weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
     modes = [(child, child.training) for child in module.modules()]
     module.to(device)
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiled code does not see hooks that came after it
+        with (
+            alone(module),
+            torch.compiler.set_stance("force_eager"),
+        ):  # compiled code does not see hooks that came after it
             yield
     finally:
         module.to(home)

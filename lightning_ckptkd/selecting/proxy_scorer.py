@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -66,8 +65,9 @@ class ProxyScorer:
         self._memo, self._settings, self._proxy = harvested.memo, settings, proxy
         self._items = {item.snapshot.file: item for item in harvested.items}
         self._module, self._rows, self._data, self._device = module, rows, data, device
-        first = digest(data.batches(1, proxy.batch_size, settings.seed))
-        if len(set(on_all_ranks(lambda: first))) > 1:
+        found = on_all_ranks(lambda: digest(data.batches(1, proxy.batch_size, settings.seed)))
+        first = found[current_rank()]
+        if len(set(found)) > 1:
             raise ArgumentError(
                 "student_proxy: the ranks have different training samples, so students can't be compared. Train on "
                 "a dataset with a length, or run `ckptkd select` on one device."
@@ -106,7 +106,7 @@ class ProxyScorer:
         settings, proxy, file = self._settings, self._proxy, item.snapshot.file
         load_into(self._module, item.load(), file, argument="model")
         self._module.eval()
-        student = copy.deepcopy(proxy.student).to(self._device)
+        student = proxy.copy_student().to(self._device)
 
         def teacher(batch: Batch) -> Tensor:
             output = forward(self._module, placed(self._module, batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.calling import call
@@ -88,13 +90,36 @@ class StudentProxy:
                 f"{tuple(teacher.shape)}. Give a student with {wanted}."
             )
 
+    def copy_student(self) -> nn.Module:
+        """A student to train, which runs alone.
+
+        Raises:
+            ArgumentError: If the student can't be copied.
+        """
+        try:
+            student = copy.deepcopy(self.student)
+        except (
+            RuntimeError,
+            TypeError,
+            AttributeError,
+            NotImplementedError,
+            pickle.PicklingError,
+            copy.Error,
+        ) as error:
+            raise ArgumentError(
+                f"student_proxy: {type(self.student).__name__} can't be copied: {error}. Give a new instance of it "
+                "without what can't be copied, or its network alone."
+            ) from error
+        detach(student)
+        return student
+
     def check_student(self, batch: Batch, teacher: Tensor) -> None:
         """Try a copy of the student on a few samples that the teacher's output (N, ...) is of.
 
         Raises:
             ArgumentError: If the student's is of another shape.
         """
-        student = copy.deepcopy(self.student).cpu().eval()
+        student = self.copy_student().cpu().eval()
         with torch.no_grad():
             self.check_logits(self.logits(student, batch), teacher)
 

@@ -79,11 +79,12 @@ class BatchTransfer:
         return batch if owner is None else getattr(owner, hook)(batch, *arguments)
 
 
-class _NoTrainer:
-    """What hooks see for their Trainer where there is none.
+class NoTrainer:
+    """What hooks and networks see for their Trainer where there is none.
 
     Attributes:
-        name: Of the class whose hooks they are, for the message.
+        name: Of the class that asks, for the message.
+        asks: What it does with the Trainer, likewise.
     """
 
     training = sanity_checking = testing = predicting = tuning = False
@@ -92,15 +93,15 @@ class _NoTrainer:
     world_size = num_devices = num_nodes = 1
     is_global_zero = True
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, asks: str = "changes batches on their way to the device by") -> None:
+        self.name, self.asks = name, asks
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
         raise ArgumentError(
-            f"{self.name} changes batches on their way to the device by self.trainer.{attribute}, and there is no "
-            "Trainer here. Select at the end of fit, where there is one, or let the hook do without."
+            f"{self.name} {self.asks} self.trainer.{attribute}, and there is no Trainer here. Select at the end of "
+            "fit, where there is one, or let it do without."
         )
 
 
@@ -109,10 +110,10 @@ def _validating(*owners: Any) -> Iterator[None]:
     """Let the Trainer of any of these say that it validates."""
     owners = tuple(owner for owner in owners if owner is not None and _has_trainer(owner))
     trainer = next((found for owner in owners if (found := _trainer_of(owner)) is not None), None)
-    without = [owner for owner in owners if _trainer_of(owner) is None]
-    seen = trainer if trainer is not None else _NoTrainer(" or ".join(type(owner).__name__ for owner in owners))
+    without = [(owner, _held(owner)) for owner in owners if _trainer_of(owner) is None]
+    seen = trainer if trainer is not None else NoTrainer(" or ".join(type(owner).__name__ for owner in owners))
     stage = None if trainer is None else trainer.state.stage
-    for owner in without:
+    for owner, _ in without:
         owner.trainer = seen
     try:
         if trainer is not None:
@@ -121,8 +122,8 @@ def _validating(*owners: Any) -> Iterator[None]:
     finally:
         if trainer is not None:
             trainer.state.stage = stage
-        for owner in without:
-            owner.trainer = None
+        for owner, held in without:
+            owner.trainer = held
 
 
 @contextmanager
@@ -142,7 +143,13 @@ def _has_trainer(owner: Any) -> bool:
 
 
 def _trainer_of(owner: Any) -> Any:
-    """The Trainer of a module or a DataModule; the module's property raises where there is none."""
+    """The Trainer of a module or a DataModule; None where there is none, or something in its place."""
+    held = _held(owner)
+    return None if isinstance(held, NoTrainer) else held
+
+
+def _held(owner: Any) -> Any:
+    """What is in the Trainer's place; the module's property raises where that is None."""
     known = vars(owner)
     return known.get("_trainer", known.get("trainer"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.weights import find_non_finite, harvested_part, load_into, select_weights
+from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.batch import Batch, tensors_in
 from lightning_ckptkd.tasks.calling import call, takes_whole
 from lightning_ckptkd.tasks.outputs import get_output
 from lightning_ckptkd.teachers.folding import fold_batch_norms
 from lightning_ckptkd.teachers.logit_checks import is_close
+from lightning_ckptkd.trainer.namespaces import is_kind
 
 
 @dataclass(frozen=True)
@@ -234,16 +237,24 @@ def _shapes(batch: Batch) -> list[torch.Size]:
 
 
 def _copy(teacher: nn.Module) -> nn.Module:
-    """A deep copy that leaves a LightningModule's Trainer, with its data and loops, behind."""
-    memo: dict[int, None] = {}
-    if isinstance(teacher, LightningModule) and teacher._trainer is not None:
-        memo[id(teacher._trainer)] = None
+    """A deep copy that runs alone; a LightningModule's Trainer, with its data and loops, is left behind."""
+    memo: dict[int, Any] = {}
+    for part in teacher.modules():
+        if is_kind(part, LightningModule) and part._trainer is not None:
+            memo[id(part._trainer)] = None
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # which a pruned layer makes anew when it runs
+                memo[id(value)] = value.detach().clone()
     try:
         copied = copy.deepcopy(teacher, memo)
-    except RuntimeError as error:  # torch's, for a tensor with a graph that the module keeps
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError, pickle.PicklingError, copy.Error) as error:
         raise TeacherError(
-            f"teacher={type(teacher).__name__} can't be copied: {error}. Give a new instance of it."
+            f"teacher={type(teacher).__name__} can't be copied: {error}. Give a new instance of it without what can't "
+            "be copied, or its network alone, as in teacher=model.network with submodule='network'."
         ) from error
-    if isinstance(copied, LightningModule) and not any(True for _ in copied.parameters()):
-        copied.configure_model()  # makes the layers of modules that leave it to the Trainer
+    detach(copied)
+    if is_kind(copied, LightningModule) and not any(True for _ in copied.parameters()):
+        made: Any = copied
+        made.configure_model()  # makes the layers of modules that leave it to the Trainer
+        detach(copied)
     return copied

@@ -80,8 +80,8 @@ def _find_pairs(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, st
 
 
 def _can_fold(layer: nn.Module, norm: nn.Module) -> bool:
-    # a parametrised layer is of a class of its own, and its weight can't be set
-    plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    # a parametrised layer is of a class of its own, and a pruned one makes its weight anew: neither can be set
+    plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) and "weight" in layer._parameters
     if not plain or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return False
     return not isinstance(layer, nn.Linear) or isinstance(norm, nn.BatchNorm1d)

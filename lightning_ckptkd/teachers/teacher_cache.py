@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.batch import Batch
+from lightning_ckptkd.tasks.transfer import overridden_hooks
 from lightning_ckptkd.teachers.cache import LogitCache
 from lightning_ckptkd.teachers.cache_key import CacheKey, fingerprint
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
 from lightning_ckptkd.teachers.filling import fill
 from lightning_ckptkd.teachers.views import ViewBatch, Views, view_loader
 from lightning_ckptkd.trainer.ranks import on_each_rank
-
-_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 @dataclass(frozen=True)
@@ -184,17 +182,14 @@ def _only_loader(trainer: Trainer) -> DataLoader[Any]:
     assert loop._combined_loader is not None
     loaders = loop._combined_loader.flattened
     reason = None
-    changed = {
-        type(source).__name__: hooks
-        for source in (trainer.datamodule, trainer.lightning_module)  # type: ignore[attr-defined]
-        if source is not None and (hooks := [hook for hook in _HOOKS if is_overridden(hook, source)])
-    }
+    changed = overridden_hooks(trainer.lightning_module, trainer.datamodule)  # type: ignore[attr-defined]
     if len(loaders) != 1:
         reason = f"there are {len(loaders)} training dataloaders. Give one"
     elif changed:
-        name, hooks = next(iter(changed.items()))
+        names = {type(owner).__name__: None for owner in changed.values()}
         reason = (
-            f"{name} changes batches on their way to the device ({', '.join(hooks)}), which the teachers would not "
+            f"{' and '.join(names)} changes batches on their way to the device ({', '.join(changed)}), which the "
+            "teachers would not "
             "see. Do that in the dataset's transforms, give Mixup and CutMix as DistillationModule(mix=...)"
         )
     elif trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from lightning_ckptkd.errors import ArgumentError
+
+_REFUSES = "pytorch_lightning.utilities.compile"  # the module in which its Trainer looks at what it is to train
 _TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
 
 
@@ -32,6 +35,34 @@ def overrides(name: str, instance: Any, *parents: type) -> bool:
     own = getattr(method, "__func__", method)
     theirs = [getattr(copy, name, None) for parent in parents for copy in _copies(parent) if isinstance(instance, copy)]
     return bool(theirs) and all(own is not getattr(base, "__func__", base) for base in theirs)
+
+
+class OfOneName:
+    """A LightningModule of ``lightning.pytorch`` that a Trainer of ``pytorch_lightning`` refuses in words that help.
+
+    That Trainer asks isinstance before any hook, and its own refusal names neither package. isinstance asks for
+    ``__class__``, which is the one place where a module can say something; nobody else gets another answer.
+    """
+
+    @property
+    def __class__(self) -> type:
+        """The type.
+
+        Raises:
+            ArgumentError: If a Trainer of the other name asks.
+        """
+        if sys._getframe(1).f_globals.get("__name__") == _REFUSES:
+            name = type(self).__name__
+            raise ArgumentError(
+                f"{name} is a LightningModule of lightning.pytorch, and this Trainer is pytorch_lightning's, another "
+                "copy of it. Train it with `from lightning.pytorch import Trainer`, and DataModules of that name; the "
+                "teacher's module may stay as it is."
+            )
+        return type(self)
+
+    @__class__.setter
+    def __class__(self, kind: type) -> None:
+        object.__dict__["__class__"].__set__(self, kind)
 
 
 def _copies(kind: type) -> list[type]:

@@ -11,13 +11,15 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
+    default_collate,
 )
 
 from lightning_ckptkd import ArgumentError
 from lightning_ckptkd.selecting import probe as probes
-from lightning_ckptkd.selecting.probe import Probe, first_samples
+from lightning_ckptkd.selecting.probe import Probe, drawn_samples, first_samples, known_length, known_targets
 from lightning_ckptkd.tasks.reading import BatchReader
 
 
@@ -104,10 +106,31 @@ def test_batches_of_the_users_own_making() -> None:
 
 
 def test_first_samples() -> None:
-    first = first_samples(DataLoader(data(), 64), 8, BatchReader())
+    first = first_samples(DataLoader(data(), 64), 100, 3, 8, BatchReader())
     assert first is not None
-    assert len(first) == 8
-    assert first_samples([], 8, BatchReader()) is None
+    assert len(first) == 16  # of two batches
+    drawn = drawn_samples(DataLoader(data(), 64), 100, 3)[:16]
+    assert torch.equal(inputs(first), data().tensors[0][drawn])
+    assert torch.equal(inputs(collect_probe(DataLoader(data(), 64), 100, seed=3))[:16], inputs(first))
+    assert first_samples([], 100, 0, 8, BatchReader()) is None
+
+
+def test_what_is_known_of_a_probe_without_loading_it() -> None:
+    samples = data()
+    loader = DataLoader(Subset(samples, range(10, 90)), 16)
+    assert known_length(loader, 50) == 50 and known_length(loader, 100) == 80
+    found = known_targets(loader, 60, 1, BatchReader())
+    assert found is not None
+    assert torch.equal(found, collect_probe(loader, 60, seed=1).batches[0].targets)
+    assert known_length([samples.tensors], 50) is None
+    for other in ([samples.tensors], DataLoader(samples, 16, collate_fn=default_collate_and_more)):
+        assert known_targets(other, 60, 1, BatchReader()) is None
+    assert known_targets(loader, 60, 1, BatchReader(unpack_batch=lambda batch: batch)) is None
+
+
+def default_collate_and_more(items: list[Any]) -> Any:
+    x, y = default_collate(items)
+    return x, y + 1
 
 
 def test_batches_that_cannot_be_cut_stay_as_they_came() -> None:
@@ -138,7 +161,7 @@ def test_what_is_done_to_a_batch_on_its_way() -> None:
     found = probes.collect_probe(DataLoader(data(), 32), 60, 0, BatchReader(), transfer)
     plain = collect_probe(DataLoader(data(), 32), 60, seed=0)
     assert torch.equal(inputs(found), 2 * inputs(plain))
-    few, doubled = (first_samples(DataLoader(data(), 32), 4, BatchReader(), done) for done in (None, transfer))
+    few, doubled = (first_samples(DataLoader(data(), 32), 60, 0, 4, BatchReader(), done) for done in (None, transfer))
     assert few is not None and doubled is not None
     assert torch.equal(inputs(doubled), 2 * inputs(few))
 
