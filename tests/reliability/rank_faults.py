@@ -123,7 +123,10 @@ def _as_rank(root: Path, rank: int, port: int, phase: str, kind: str, faulty: in
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         seed_everything(0, verbose=False)
-        callbacks: list[Callback] = [CheckpointHarvester(root / "snapshots", on_error="raise"), MISelector(on_error="raise")]
+        callbacks: list[Callback] = [
+            CheckpointHarvester(root / "snapshots", on_error="raise"),
+            MISelector(on_error="raise"),
+        ]
         if rank == faulty:
             _inject(callbacks, phase, Fault(kind))
         strategy = DDPStrategy(timeout=timedelta(seconds=LIMIT_SECONDS), process_group_backend="gloo")
