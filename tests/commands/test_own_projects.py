@@ -169,7 +169,9 @@ def test_files_beside_a_fit_config(here: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "select.yaml").write_text(yaml.safe_dump({"model": None, "data": None, "num_teachers": 1}))
     from_config = main([*words, "--config=select.yaml"])
     assert accuracies(from_config) == pytest.approx(truth(here)) and len(from_config.chosen) == 1
-    other = main([*words, "--data=own_model.Data", "--data.samples=60"])
+    (tmp_path / "alias.py").write_text("from own_model import Data as Same\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    other = main([*words, "--data=alias.Same", "--data.samples=60"])
     assert other.probe["size"] == 60
 
 
