@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import information_plane, peers, rules, tables
 from benchmarks.reliability import make_table
 from lightning_ckptkd.commands import demo
+from lightning_ckptkd.tasks.infer import TASKS, make_task
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -18,6 +19,19 @@ def test_the_demo() -> None:
     found = json.loads((RESULTS / "demo.json").read_text())
     runs = {name: [demo.Run(**run) for run in of_seeds] for name, of_seeds in found.items()}
     assert demo.format_runs(runs) in (REPOSITORY / "README.md").read_text()
+
+
+def test_what_works_with_what() -> None:
+    text = (REPOSITORY / "README.md").read_text().split("## What works with what\n")[1].split("\n## ")[0]
+    rows = [row.split("|")[1:-1] for row in text.splitlines() if row.startswith("| `")]
+    assert [row[0].strip(" `") for row in rows] == list(TASKS)
+    assert all(len(row) == 7 for row in rows)
+    words = {"acc": "accuracy", "miou": "mean IoU", "f1": "F1", "rmse": "RMSE", "r2": "R²", "perplexity": "perplexity"}
+    for row in rows:
+        task = make_task(row[0].strip(" `"))
+        assert task is not None
+        metrics = task.metrics(3, 3)
+        assert {name for name, word in words.items() if word in row[5]} == set(metrics), row[0]
 
 
 def test_the_experiments_table() -> None:

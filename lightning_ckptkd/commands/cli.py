@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,6 @@ import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from typing_extensions import override
 
@@ -29,7 +28,6 @@ from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.selector import MISelector
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
 from lightning_ckptkd.snapshots.fields import shown
-from lightning_ckptkd.trainer.run_data import first_loader
 from lightning_ckptkd.trainer.seeding import seed_all
 
 SELECT_CONFIG_NAME = "select.yaml"
@@ -192,7 +190,7 @@ def _make_select_parser() -> ArgumentParser:
         LightningDataModule, "data", required=False, help="Gives the probe set; only rules that run them need it."
     )
     parser.add_argument("--device", type=str, default="auto", help="Where the model runs; auto is CUDA or the CPU.")
-    parser.add_class_arguments(MISelector, None, skip={"snapshots", "probe"})
+    parser.add_class_arguments(MISelector, None, skip={"snapshots", "probe", "on_error"})
     return parser
 
 
@@ -212,15 +210,10 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
     selector = MISelector(**options)
     if path is not None and selector.settings.scoring is not None:
         _refuse_unnamed(path, config, SnapshotStore.open(config.snapshots))
-    loader = train = None
-    if selector.settings.scoring is not None:
-        loader = _loader(made.data, made.model, selector.probe_split)
-    if selector.student_proxy is not None:
-        train = _loader(made.data, made.model, "train")
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    selection = selector.select(config.snapshots, made.model, loader, train, device=device)
+    selection = selector.select(config.snapshots, made.model, datamodule=made.data, device=device)
     _save_config(parser, config, SnapshotStore.open(config.snapshots), SELECT_CONFIG_NAME)
     return selection
 
@@ -251,18 +244,6 @@ def _refuse_unnamed(path: str, config: Namespace, store: SnapshotStore) -> None:
         f"fit_config={path!r} has no class_path for {' and '.join(unnamed)}, as one that LightningCLI(Model, Data) "
         f"wrote. Add {words}, the classes that it was made with."
     )
-
-
-def _loader(data: LightningDataModule | None, model: nn.Module | None, split: str) -> Iterable[Any] | None:
-    hook = f"{split}_dataloader"
-    owner: LightningDataModule | LightningModule | None = data
-    if owner is None and isinstance(model, LightningModule) and is_overridden(hook, model):
-        owner = model
-    if owner is None:
-        return None
-    owner.prepare_data()
-    owner.setup("test" if split == "test" else "fit")
-    return first_loader(getattr(owner, hook)(), hook)
 
 
 def _make_harvest_parser() -> ArgumentParser:

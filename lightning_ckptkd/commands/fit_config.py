@@ -48,11 +48,11 @@ def spell_out_fit_config(args: Sequence[str], environment: Mapping[str, str] = o
         return words
     named = {key: _class_path(given(words, environment, key)) for key in _BASES}
     parts = read_fit_config(path, named)
-    options_given = {name.split(".")[0] for name, _ in options(words)}
+    options_given = {name for name, _ in options(words)}
     wanted = {
         key: part
         for key, part in parts.items()
-        if named[key] in (None, part["class_path"]) or f"--{key}" not in options_given
+        if f"--{key}" not in options_given or _is_same(named[key], part["class_path"])
     }
     return [words[0], f"--config={json.dumps(wanted)}", *words[1:]] if wanted else words
 
@@ -185,6 +185,13 @@ def _find(name: str, who: str) -> Any:
         near = near_names(attribute, [known for known in vars(holder) if not known.startswith("_")])
         raise ArgumentError(f"{who} {name!r}, and {module} has no such class. Near ones: {near}.")
     return found
+
+
+def _is_same(named: str | None, class_path: str) -> bool:
+    """Whether nothing else is named than a config has, under whatever path."""
+    if named is None or named == class_path:
+        return True
+    return "." in named and "." in class_path and _find(named, "The command names") is _find(class_path, "fit_config names")
 
 
 def _absolute(value: Any) -> Any:

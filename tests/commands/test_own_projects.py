@@ -55,7 +55,11 @@ class Data(LightningDataModule):
         pixels, meta = torch.randn(self.samples, 8, generator=draw), torch.randn(self.samples, 2, generator=draw)
         target = (pixels[:, :3] + meta[:, :1]).argmax(1)
         target[::10] = 255
-        self.data = TensorDataset(pixels, meta, target)
+        self.data = TensorDataset(3 * pixels + 5, meta, target)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        pixels, *others = batch
+        return [(pixels - 5) / 3, *others]
 
     def train_dataloader(self):
         return DataLoader(self.data, 40)
@@ -134,7 +138,7 @@ def truth(root: Path) -> list[float]:
     net, store, found = own_model.Net(6, torch.nn.Tanh()), SnapshotStore.open(root / "harvest"), []
     for snapshot in store.snapshots:
         net.load_state_dict(store.load(snapshot))
-        right = net(pixels, meta).argmax(1) == target
+        right = net((pixels - 5) / 3, meta).argmax(1) == target
         found.append(right[target != 255].float().mean().item())
     return found
 
@@ -165,7 +169,9 @@ def test_files_beside_a_fit_config(here: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "select.yaml").write_text(yaml.safe_dump({"model": None, "data": None, "num_teachers": 1}))
     from_config = main([*words, "--config=select.yaml"])
     assert accuracies(from_config) == pytest.approx(truth(here)) and len(from_config.chosen) == 1
-    other = main([*words, "--data=own_model.Data", "--data.samples=60"])
+    (tmp_path / "alias.py").write_text("from own_model import Data as Same\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    other = main([*words, "--data=alias.Same", "--data.samples=60"])
     assert other.probe["size"] == 60
 
 
