@@ -191,7 +191,11 @@ def _is_same(named: str | None, class_path: str) -> bool:
     """Whether nothing else is named than a config has, under whatever path."""
     if named is None or named == class_path:
         return True
-    return "." in named and "." in class_path and _find(named, "The command names") is _find(class_path, "fit_config names")
+    return (
+        "." in named
+        and "." in class_path
+        and _find(named, "The command names") is _find(class_path, "fit_config names")
+    )
 
 
 def _absolute(value: Any) -> Any:
