@@ -372,3 +372,16 @@ def test_a_cached_batch_is_told_from_the_loaders_own() -> None:
             use()
     x, _ = batch.batch
     assert x.shape == (2,) and batch.logits.shape == (1, 2, 3)
+
+
+def test_a_loss_that_needs_labels_and_gets_shares(harvest: Path) -> None:
+    """A collate function that mixes; what the error advises works."""
+    x, y = digits(0, 32).tensors
+    shares = 0.7 * F.one_hot(y, 10) + 0.3 * F.one_hot(y.roll(1), 10)
+    options: dict[str, Any] = {"choice": [3], "task": "multiclass"}
+    module = ready(DistillationModule(student(), Project(), harvest, kd_loss=DKDLoss(2.0), **options))
+    module.training_step((x, y), 0)
+    with pytest.raises(ArgumentError, match=r"kd_loss=DKDLoss splits the classes .* Give KDLoss, DISTLoss or MSELoss"):
+        module.training_step((x, shares), 0)
+    advised = ready(DistillationModule(student(), Project(), harvest, kd_loss=KDLoss(2.0), **options))
+    advised.training_step((x, shares), 0)
