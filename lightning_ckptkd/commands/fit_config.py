@@ -191,11 +191,10 @@ def _is_same(named: str | None, class_path: str) -> bool:
     """Whether nothing else is named than a config has, under whatever path."""
     if named is None or named == class_path:
         return True
-    return (
-        "." in named
-        and "." in class_path
-        and _find(named, "The command names") is _find(class_path, "fit_config names")
-    )
+    if "." not in named or "." not in class_path:  # a short name, whose class is not known here
+        return False
+    same: bool = _find(named, "The command names") is _find(class_path, "fit_config names")
+    return same
 
 
 def _absolute(value: Any) -> Any:
