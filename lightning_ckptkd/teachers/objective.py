@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -120,7 +121,7 @@ class Objective:
         """
         targets: Tensor = batch.targets
         if self.task is None:
-            self.task = infer_task(student, targets, self._ignore_index)
+            self.task = self._find_task([student] if teachers is None else [teachers[0], student], batch)
         task = self.task
         self.check_selected()
         try:
@@ -207,6 +208,14 @@ class Objective:
         assert self.task is not None, "rows() comes first"
         index: int | None = self.task.ignore_index
         return torch.zeros_like(rows.targets, dtype=torch.bool) if index is None else rows.targets == index
+
+    def _find_task(self, outputs: Sequence[Tensor], batch: Batch) -> Task:
+        """The task of the first of some outputs that is of any: the teachers', who were trained, know it best."""
+        *others, last = outputs
+        for output in others:
+            with suppress(ArgumentError):
+                return infer_task(output, batch.targets, self._ignore_index)
+        return infer_task(last, batch.targets, self._ignore_index)
 
     def _check_targets(self, rows: Rows) -> None:
         assert self.task is not None, "rows() comes first"
