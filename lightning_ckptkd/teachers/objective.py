@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -126,7 +126,7 @@ class Objective:
         targets, name = batch.targets, f"the student ({student_name})"
         if self.task is None:
             with _student_option():
-                self.task = infer_task(student, targets, self._ignore_index, batch.inputs, name)
+                self.task = self._find_task(student, teachers, batch, name)
             self.task.check_kd_loss(self._kd_loss)
             self.check_selected()
         task = self.task
@@ -210,6 +210,13 @@ class Objective:
         assert self.task is not None, "rows() comes first"
         index: int | None = self.task.ignore_index
         return torch.zeros_like(rows.targets, dtype=torch.bool) if index is None else rows.targets == index
+
+    def _find_task(self, student: Tensor, teachers: Tensor | None, batch: Batch, name: str) -> Task:
+        """The task of the teachers' output, who were trained for it, or of the student's where theirs is of none."""
+        if teachers is not None:
+            with suppress(ArgumentError):
+                return infer_task(teachers[0], batch.targets, self._ignore_index, batch.inputs)
+        return infer_task(student, batch.targets, self._ignore_index, batch.inputs, name)
 
     def _check_targets(self, rows: Rows) -> None:
         assert self.task is not None, "rows() comes first"
