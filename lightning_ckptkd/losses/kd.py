@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_ckptkd.losses.arguments import logit_pair, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
 
-_CANCELS_ABOVE = 10.0  # temperature from which on float32 leaves too little of a sum whose terms cancel
+CANCELS_ABOVE = 10.0  # temperature from which on float32 leaves too little of a sum whose terms cancel
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -34,11 +34,30 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     divergence = F.kl_div(
         F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1), reduction="batchmean", log_target=True
     )
-    if temperature > _CANCELS_ABOVE:
+    if temperature > CANCELS_ABOVE:
         exact = _divergence(*logit_pair(student_logits.detach(), teacher_logits.detach()), temperature)
         exact = torch.where(exact.isfinite(), exact, divergence)  # logits so far apart that exp overflows do not cancel
         divergence = exact.detach() + (divergence - divergence.detach())
     return divergence * temperature**2
+
+
+def kd_loss_of_planes(student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+    """:func:`kd_loss` of pixels whose classes lie as planes, up to a temperature of 10.
+
+    Args:
+        student: Shape (N, K, P).
+        teacher: Likewise.
+        valid: Pixels that count, shape (N, P), bool; None for all.
+        temperature: T, above 0.
+
+    Returns:
+        Shape (): the mean over pixels that count; 0 where none does.
+    """
+    log_q, log_p = F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+    if valid is None:
+        return divergence.mean() * temperature**2
+    return (divergence * valid).sum() / valid.sum().clamp_min(1) * temperature**2
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -193,6 +193,21 @@ class Task(ABC):
             targets: Shape (R,), or (R, K) shares of the classes.
         """
         return cross_entropy(logits, targets, self.class_weights, self.ignore_index, self.label_smoothing)
+
+    def taught(self, rows: Rows) -> Tensor:
+        """:meth:`hard_loss` of a batch's rows."""
+        return self.hard_loss(rows.student, rows.targets)
+
+    def distilled(self, kd_loss: Callable[..., Tensor], rows: Rows, weights: Tensor | None = None) -> Tensor:
+        """A distillation loss of a batch's rows, with teachers.
+
+        Args:
+            kd_loss: Of the student's rows (R, K), the teachers' (M, R, K) and the targets' (R,).
+            rows: Of the batch.
+            weights: Of the teachers, shape (M,), for a loss that takes them.
+        """
+        counts = () if weights is None else (weights,)
+        return kd_loss(rows.student, rows.teachers, rows.targets, *counts)
 
     def kd_loss(self, temperature: float) -> LogitLoss:
         """The distillation loss where the user gives none."""

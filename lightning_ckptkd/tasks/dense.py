@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.losses import KDLoss
+from lightning_ckptkd.losses.arguments import at_least_float32
+from lightning_ckptkd.losses.combine import normalised_weights
+from lightning_ckptkd.losses.hard import cross_entropy
+from lightning_ckptkd.losses.kd import CANCELS_ABOVE, kd_loss_of_planes
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.metrics import RowJaccard
-from lightning_ckptkd.tasks.rows import rows_of_samples
+from lightning_ckptkd.tasks.rows import PlaneRows, Rows, rows_of_samples
 
 
 class Placewise(Task):
@@ -55,6 +62,34 @@ class Dense(Placewise):
     @override
     def flatten_targets(self, targets: Tensor) -> Tensor:
         return targets.reshape(-1).long()
+
+    @override
+    def rows(self, student: Tensor, teachers: Tensor | None, targets: Tensor) -> Rows:
+        if type(self) is not Dense or not student.is_contiguous():  # channels_last is rows already
+            return super().rows(student, teachers, targets)
+        flat = targets.reshape(len(student), -1).long()
+        valid = None if self.ignore_index is None else flat != self.ignore_index
+        valid = None if valid is None or bool(valid.all()) else valid
+        return PlaneRows(student.flatten(2), None if teachers is None else teachers.flatten(3), flat, valid)
+
+    @override
+    def taught(self, rows: Rows) -> Tensor:
+        if not isinstance(rows, PlaneRows):
+            return super().taught(rows)
+        return cross_entropy(
+            rows.planes, rows.plane_targets, self.class_weights, self.ignore_index, self.label_smoothing
+        )
+
+    @override
+    def distilled(self, kd_loss: Callable[..., Tensor], rows: Rows, weights: Tensor | None = None) -> Tensor:
+        if not isinstance(rows, PlaneRows) or not isinstance(kd_loss, KDLoss) or type(kd_loss) is not KDLoss:
+            return super().distilled(kd_loss, rows, weights)
+        if kd_loss.combine != "logits" or kd_loss.temperature > CANCELS_ABOVE or rows.teacher_planes is None:
+            return super().distilled(kd_loss, rows, weights)
+        student, teachers = at_least_float32(rows.planes), at_least_float32(rows.teacher_planes)
+        shares = normalised_weights(weights, teachers)
+        teacher = teachers.mean(0) if weights is None else torch.tensordot(shares, teachers, 1)
+        return kd_loss_of_planes(student, teacher, rows.valid, kd_loss.temperature)
 
     @override
     def check(self, output: Tensor, targets: Tensor, model: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,76 @@ class Rows:
     student: Tensor
     teachers: Tensor | None
     targets: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.student.shape[-1]
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher ran."""
+        return self.teachers is not None
+
+
+class PlaneRows(Rows):
+    """Rows of pixels, made when somebody asks for them: a loss over classes that lie as planes costs no copy.
+
+    Args:
+        student: Shape (N, K, P): a plane of P pixels for each class.
+        teachers: Shape (M, N, K, P), or None.
+        targets: Shape (N, P).
+        valid: Pixels that count, shape (N, P), bool; None for all.
+
+    Attributes:
+        planes: The student's, as given.
+        teacher_planes: The teachers', likewise.
+        plane_targets: Likewise.
+        valid: Likewise.
+    """
+
+    def __init__(self, student: Tensor, teachers: Tensor | None, targets: Tensor, valid: Tensor | None) -> None:
+        own = {"planes": student, "teacher_planes": teachers, "plane_targets": targets, "valid": valid}
+        self.__dict__.update(own)  # a frozen dataclass takes no attribute
+
+    planes: Tensor
+    teacher_planes: Tensor | None
+    plane_targets: Tensor
+    valid: Tensor | None
+
+    @cached_property
+    def student(self) -> Tensor:
+        """Shape (R, K)."""
+        return self._laid_out(self.planes.movedim(1, -1))
+
+    @cached_property
+    def teachers(self) -> Tensor | None:
+        """Shape (M, R, K)."""
+        planes = self.teacher_planes
+        return None if planes is None else torch.stack([self._laid_out(each.movedim(1, -1)) for each in planes])
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Shape (R,)."""
+        return self._laid_out(self.plane_targets)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.planes.shape[1]
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher ran."""
+        return self.teacher_planes is not None
+
+    @cached_property
+    def _places(self) -> Tensor | None:
+        return None if self.valid is None else self.valid.flatten().nonzero().squeeze(1)
+
+    def _laid_out(self, values: Tensor) -> Tensor:
+        flat = values.flatten(0, 1)
+        return flat if self._places is None else flat[self._places]
 
 
 @dataclass(frozen=True)

@@ -192,19 +192,18 @@ class Objective:
         """
         if not len(rows.targets):
             return rows.student.sum()
-        if rows.teachers is None or self._alpha == 1:
+        if self._alpha == 1 or not rows.is_taught:
             return self._hard_loss(rows)
         assert self.task is not None, "rows() comes first"
         if self._kd_loss is None:
             self._kd_loss = self.task.kd_loss(self._temperature)
         weights = self._panel.weights(places, rows.student.device)
-        counts = () if weights is None else (weights,)
-        loss: Tensor = (1 - self._alpha) * self._kd_loss(rows.student, rows.teachers, rows.targets, *counts)
+        loss: Tensor = (1 - self._alpha) * self.task.distilled(self._kd_loss, rows, weights)
         return loss + self._alpha * self._hard_loss(rows) if self._alpha > 0 else loss
 
     def _hard_loss(self, rows: Rows) -> Tensor:
         assert self.task is not None, "rows() comes first"
-        return self.task.hard_loss(rows.student, rows.targets)
+        return self.task.taught(rows)
 
     def _ignored(self, rows: Rows) -> Tensor:
         assert self.task is not None, "rows() comes first"
@@ -220,14 +219,14 @@ class Objective:
 
     def _check_targets(self, rows: Rows) -> None:
         assert self.task is not None, "rows() comes first"
-        self.task.check_targets(rows.targets, rows.student.shape[-1], partial=True)
-        if rows.teachers is not None and isinstance(self._kd_loss, DKDLoss) and rows.targets.is_floating_point():
+        self.task.check_targets(rows.targets, rows.num_classes, partial=True)
+        if rows.is_taught and isinstance(self._kd_loss, DKDLoss) and rows.targets.is_floating_point():
             raise ArgumentError(
                 "kd_loss=DKDLoss splits the classes by the one that is right, and a batch has shares of several. Give "
                 "KDLoss, DISTLoss or MSELoss, or targets that are class indices."
             )
         ignored = self._ignored(rows)
-        if rows.teachers is not None and isinstance(self._kd_loss, DKDLoss) and bool(ignored.any()):
+        if rows.is_taught and isinstance(self._kd_loss, DKDLoss) and bool(ignored.any()):
             raise ArgumentError(
                 f"kd_loss=DKDLoss needs a label for each sample, but {int(ignored.sum())} of {len(rows.targets)} in a "
                 f"batch are ignore_index={self.task.ignore_index}. Give KDLoss, or leave these samples out of the data."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.by_sample import gains_by_sample
 from lightning_ckptkd.information.folds import assign_folds
+from lightning_ckptkd.losses import KDLoss, LogitLoss, MSELoss
 from lightning_ckptkd.tasks import Dense, Task, Tokens
 
 
@@ -177,3 +179,51 @@ def test_outputs_and_targets_that_do_not_meet(
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
         task.check(torch.randn(output), torch.zeros(targets).long(), "Net")
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weights": [1.0, 2.0, 0.5, 1.0, 3.0], "label_smoothing": 0.1}])
+@pytest.mark.parametrize("weights", [None, torch.tensor([3.0, 1.0])])
+@pytest.mark.parametrize("kd_loss", [KDLoss(3.0), KDLoss(20.0), KDLoss(3.0, "probabilities"), MSELoss()])
+def test_planes_lose_what_rows_lose(kd_loss: LogitLoss, weights: Tensor | None, options: dict[str, Any]) -> None:
+    """In value and gradient, whatever the share of pixels without a label."""
+    task = Dense(ignore_index=255, **options)
+    output, targets = dense_batch()
+    for labels in (targets, targets.where(targets != 255, 0), torch.full_like(targets, 255)):
+        found = []
+        for laid_out in (task.rows, super(Dense, task).rows):
+            student = output.clone().requires_grad_()
+            rows = laid_out(student, torch.stack([output.flip(0), output.roll(1, 1)]), labels)
+            assert rows.num_classes == 5 and rows.is_taught
+            distilled = task.distilled(kd_loss, rows, weights)
+            loss = distilled + task.taught(rows)
+            loss.backward()
+            assert student.grad is not None
+            found.append((loss.detach(), student.grad))
+        torch.testing.assert_close(found[0], found[1])
+
+
+def test_planes_give_a_contiguous_gradient() -> None:
+    """A convolution's backward pass is slower on one that lies as rows do."""
+    output, targets = dense_batch()
+    seen: list[Tensor] = []
+    student = output.requires_grad_()
+    through = student * 1
+    through.register_hook(seen.append)
+    task = Dense(ignore_index=255)
+    rows = task.rows(through, output.detach()[None], targets)
+    (task.distilled(KDLoss(), rows) + task.taught(rows)).backward()
+    assert seen[0].is_contiguous()
+
+
+def test_channels_last_and_tasks_of_the_users_are_laid_out_in_rows() -> None:
+    class Own(Dense):
+        def hard_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+            return 2 * super().hard_loss(logits, targets)
+
+    output, targets = dense_batch()
+    plain = Dense(ignore_index=255)
+    last = output.to(memory_format=torch.channels_last)
+    expected = plain.taught(plain.rows(output, None, targets))
+    torch.testing.assert_close(plain.taught(plain.rows(last, None, targets)), expected)
+    own = Own(ignore_index=255)
+    torch.testing.assert_close(own.taught(own.rows(output, None, targets)), 2 * expected)
