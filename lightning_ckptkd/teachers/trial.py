@@ -61,6 +61,8 @@ def try_samples(
         for piece in places:
             for batch in collate([drawn[place] for place in piece]):
                 logits = teachers(read(batch.batch).to(device)).cpu()
+                if logits.shape[1] != len(batch.items):
+                    return  # which the filling names
                 yield from zip(batch.items.tolist(), logits.unbind(1), strict=False)
 
     with keep_random_state():

@@ -158,7 +158,7 @@ def bad_checkpoints(root: Path) -> dict[str, tuple[Any, str]]:
             r"no\.ckpt can't be read as a checkpoint: .*Nothing in it was run\. Give a \.ckpt",
         ),
         "empty.ckpt": (b"", r"empty\.ckpt can't be read as a checkpoint: its pickle is cut off"),
-        "code.ckpt": ({"state_dict": {"student.a": Tied}}, r"holds tests\.test_export\.Tied at 'student\.a'"),
+        "code.ckpt": ({"state_dict": {"student.a": Tied}}, r"holds tests\.commands\.test_export\.Tied at 'student\.a'"),
         "plain.pt": (state, r"plain\.pt is not a Lightning checkpoint: it has no 'state_dict'\. Give a \.ckpt"),
         "other.ckpt": (
             {"state_dict": {"net.student.weight": torch.ones(3), "students.bias": torch.ones(3)}},

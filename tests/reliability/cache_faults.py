@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from lightning_ckptkd import CheckpointHarvester, CkptKDError, DistillationModule, TeacherCache
 from lightning_ckptkd.teachers import LogitCache
+from lightning_ckptkd.teachers.trial import TRIED
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
 from tests.reliability.faults import watched_disk
 from tests.reliability.forking import fork, main, wait
@@ -29,6 +30,7 @@ _SAMPLES, _VIEWS, _CHUNK = 80, 2, 32
 _CHUNKS = _SAMPLES * _VIEWS // _CHUNK
 _BATCH = 12  # no part of a chunk
 _KILLS = 3
+_TRIED = 3 * TRIED  # what teachers see before they fill: some samples together, and each beside itself
 
 
 class Moments(Callback):
@@ -115,7 +117,7 @@ def cache_trials(count: int, seed: int = 0) -> dict[str, Any]:
         assert wait(fork(lambda: run(root / "whole", root / "whole.pt"))) == 0
         wanted = torch.load(root / "whole.pt", weights_only=True)
         chunks = _chunks(root / "whole")
-        assert len(chunks) == _CHUNKS and wanted["taught"] == _SAMPLES * _VIEWS
+        assert len(chunks) == _CHUNKS and wanted["taught"] == _TRIED + _SAMPLES * _VIEWS
         for trial in range(count):
             cache = root / f"cache_{trial}"
             for number in range(_KILLS):
@@ -157,7 +159,10 @@ def _check_end(run: Callable[[Path, Path], None], cache: Path, wanted: Any, chun
     before, result = _chunks(cache), cache.with_suffix(".pt")
     assert wait(fork(lambda: run(cache, result))) == 0
     found = torch.load(result, weights_only=True)
-    assert found["taught"] == _CHUNK * (_CHUNKS - len(before)), "the teachers ran for what was missing alone"
+    missing = _CHUNKS - len(before)
+    assert found["taught"] == (_TRIED if missing else 0) + _CHUNK * missing, (
+        "the teachers ran for what was missing alone"
+    )
     for name, value in wanted["student"].items():
         assert torch.equal(found["student"][name], value), f"{name} of the student differs"
     after = _chunks(cache)
@@ -185,7 +190,7 @@ def _meet(root: Path, wanted: Any, chunks: dict[str, Any]) -> str:
     go.touch()
     assert wait(first) == 0
     found = torch.load(root / "first.pt", weights_only=True)
-    assert found["taught"] == _SAMPLES * _VIEWS
+    assert found["taught"] == _TRIED + _SAMPLES * _VIEWS
     assert all(torch.equal(found["student"][name], value) for name, value in wanted["student"].items())
     _check_end(partial(distil, root / "harvest"), cache, wanted, chunks)
     return (root / "refusal").read_text()
