@@ -110,8 +110,8 @@ def read_fit_config(path: str, named: Mapping[str, str | None]) -> dict[str, dic
         parts_found = {key: found[key] for key in classes if found.get(key) is not None}
         wanted = _absolute(Namespace(parts_found))  # type: ignore[no-untyped-call]
         text = parser.dump(wanted.clone(with_meta=False), format="json", skip_validation=True, skip_unset=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # parsers raise what they like, some of it without a word
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArgumentError(
             f"fit_config={path!r} can't be read as `ckptkd fit` reads it: {reason}. "
             "Mend it, or leave it out and give --model and --data."
@@ -175,7 +175,7 @@ def _find(name: str, who: str) -> Any:
         raise ArgumentError(f"{who} {name!r} without its module. Give both: module.{name}.")
     try:
         holder = import_module(module)
-    except Exception as error:
+    except Exception as error:  # importing runs the user's code
         raise ArgumentError(
             f"{who} {name!r}, and {module} can't be imported: {error}. Run the command in the folder that has the "
             "module, as training was, or put that folder into PYTHONPATH."
