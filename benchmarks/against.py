@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import statistics
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "against.json"
-SNAPSHOTS, BATCHES, BATCH_SIZE = 30, 24, 128
+SNAPSHOTS, BATCHES, BATCH_SIZE, PROBE = 30, 24, 64, 500
+PARTS = ["live", "cached", "ranking", "import"]
 IMPORTS = {
     "ours": "import lightning_ckptkd",
     "theirs": "import lightning.pytorch, torchmetrics, torchvision",
@@ -35,26 +37,27 @@ def main() -> None:
     parser.add_argument("other", type=Path, help="root of the other checkout")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.other)
+        work(options.other, options.only)
         return
-    found = measure(Path(__file__).resolve().parents[1], options.other.resolve(), options.rounds)
+    found = measure(Path(__file__).resolve().parents[1], options.other.resolve(), options.rounds, options.only)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     for name, rounds in found["ratios"].items():
         lower, _, upper = statistics.quantiles(rounds, n=4, method="inclusive")
         print(f"{name:>28}: {statistics.median(rounds):.3f} ({lower:.3f} to {upper:.3f})", flush=True)
 
 
-def measure(own: Path, other: Path, rounds: int) -> dict[str, Any]:
+def measure(own: Path, other: Path, rounds: int, parts: list[str]) -> dict[str, Any]:
     """Rounds of ratios, this build's time over the other's, by the name of the work."""
     with tempfile.TemporaryDirectory() as folder:
         workers = []
         for place, root in enumerate((own, other)):
             scratch = Path(folder) / str(place)
             scratch.mkdir()
-            workers.append(start(root, scratch))
+            workers.append(start(root, scratch, parts))
         ratios: dict[str, list[float]] = {}
         for number in range(rounds + 1):
             pair = [ask(worker) for worker in (workers if number % 2 else reversed(workers))]
@@ -66,17 +69,18 @@ def measure(own: Path, other: Path, rounds: int) -> dict[str, Any]:
             assert worker.stdin is not None
             worker.stdin.close()
             worker.wait()
-    ratios["import, over its basis"] = [
-        import_seconds(own, IMPORTS["ours"]) / import_seconds(own, IMPORTS["theirs"])
-        for _ in range(max(3, rounds // 3))
-    ]
+    if "import" in parts:
+        ratios["import, over its basis"] = [
+            import_seconds(own, IMPORTS["ours"]) / import_seconds(own, IMPORTS["theirs"])
+            for _ in range(max(3, rounds // 3))
+        ]
     return {"command": "python -m benchmarks.against OTHER", "rounds": rounds, "ratios": ratios}
 
 
-def start(root: Path, scratch: Path) -> subprocess.Popen[str]:
+def start(root: Path, scratch: Path, parts: list[str]) -> subprocess.Popen[str]:
     """A process that works with the build under ``root`` whenever it is asked."""
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(scratch), "--worker"]
+    command = [sys.executable, __file__, str(scratch), "--worker", "--only", *parts]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -99,7 +103,7 @@ def import_seconds(root: Path, statement: str) -> float:
     )
 
 
-def work(scratch: Path) -> None:
+def work(scratch: Path, parts: list[str]) -> None:
     """One build's process: answers each line of its input with the seconds of a round."""
     import torch
     from lightning.pytorch import Callback, Trainer, seed_everything
@@ -109,8 +113,9 @@ def work(scratch: Path) -> None:
     from lightning_ckptkd.zoo import CIFARResNet
 
     warnings.simplefilter("ignore")  # Lightning's about workers and logs are not what is measured
+    logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    answers, sys.stdout = sys.stdout, sys.stderr
+    answers, sys.stdout = sys.stdout, Path(os.devnull).open("w")  # tables of each ranking
 
     def network() -> CIFARResNet:
         return CIFARResNet(depth=14, width=16, num_classes=10)
@@ -155,12 +160,14 @@ def work(scratch: Path) -> None:
 
     for _ in sys.stdin:
         found = {}
-        for name, cache in (("live", None), ("cached", TeacherCache(scratch / "cache"))):
+        for name in set(parts) & {"live", "cached"}:
+            cache = TeacherCache(scratch / "cache") if name == "cached" else None
             found[f"epoch, {name}"], found[f"step, {name}"] = epoch(cache)
-        (scratch / "harvest" / "scores.json").unlink(missing_ok=True)
-        begin = time.process_time()
-        MISelector(probe_size=500).select(scratch / "harvest", network(), data, progress=False)
-        found["ranking 30 snapshots"] = time.process_time() - begin
+        if "ranking" in parts:
+            (scratch / "harvest" / "scores.json").unlink(missing_ok=True)
+            begin = time.process_time()
+            MISelector(probe_size=PROBE).select(scratch / "harvest", network(), data, progress=False)
+            found["ranking 30 snapshots"] = time.process_time() - begin
         answers.write(json.dumps(found) + "\n")
         answers.flush()
     shutil.rmtree(scratch, ignore_errors=True)

@@ -16,7 +16,6 @@ from torch_geometric.nn import GCNConv, global_mean_pool
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ckptkd import StudentProxy
-from lightning_ckptkd.selecting.rules import MI
 from tests.projects import digits
 from tests.real_projects.whole_way import Way, accuracy_of
 
@@ -82,6 +81,6 @@ def labels(network: nn.Module, data: Batch) -> tuple[Tensor, Tensor]:
 
 def test_graph_classification(tmp_path: Path) -> None:
     """The module takes the graphs, its network and the student take their parts."""
-    way = Way(GraphClassifier, GraphData, lambda: GCN(8), accuracy_of(labels), selector={"rule": MI(input_weight=0)})
+    way = Way(GraphClassifier, GraphData, lambda: GCN(8), accuracy_of(labels))
     harvest = way.harvest(tmp_path, student_proxy=StudentProxy(GCN(8), steps=4, candidates=2, batch_size=16))
     way.distil(tmp_path, harvest)

@@ -22,13 +22,11 @@ from transformers import (
 )
 
 from lightning_ckptkd import StudentProxy, TeacherCache
-from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.teachers import FeatureMatching, Mixup
 from tests.projects import DigitsData, digits
 from tests.real_projects.text import PAD, VOCABULARY, encode, passages
 from tests.real_projects.whole_way import Way, accuracy_of
 
-WORDS = {"rule": MI(input_weight=0)}
 BERT = {
     "vocab_size": VOCABULARY,
     "num_hidden_layers": 1,
@@ -179,20 +177,18 @@ def next_words(network: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Te
     return found[:, :-1], batch["labels"][:, 1:]
 
 
-CLASSIFIED = Way(lambda: Finetuning(bert()), TextData, lambda: bert(size=16), accuracy_of(classes), selector=WORDS)
+CLASSIFIED = Way(lambda: Finetuning(bert()), TextData, lambda: bert(size=16), accuracy_of(classes))
 TAGGED = Way(
     lambda: Finetuning(bert(BertForTokenClassification)),
     TaggedData,
     lambda: bert(BertForTokenClassification, 16),
     accuracy_of(tags),
-    selector=WORDS,
 )
 LANGUAGE = Way(
     lambda: Finetuning(gpt(), VOCABULARY, shift=True),
     BlockData,
     lambda: gpt(16),
     accuracy_of(next_words),
-    selector=WORDS,
 )
 
 

@@ -47,7 +47,6 @@ TEXT = f"{HERE}.test_transformers"
 IMAGES = f"{HERE}.test_images"
 TABLES = f"{HERE}.test_tables"
 SAID = {"ignore_index": 255}
-NO_INPUTS = named("MI", input_weight=0)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +57,8 @@ NO_INPUTS = named("MI", input_weight=0)
             named(f"{TEXT}.Finetuning", network=named(f"{HERE}.test_yaml.text_classifier")),
             named(f"{HERE}.test_yaml.text_classifier", size=16),
             f"{TEXT}.TextData",
-            {"rule": NO_INPUTS},
-            ["--rule=MI", "--rule.input_weight=0"],
+            {},
+            [],
             {},
         ),
         (
