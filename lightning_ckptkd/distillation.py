@@ -40,6 +40,7 @@ from lightning_ckptkd.teachers import (
     check_cached_mix,
 )
 from lightning_ckptkd.teachers.transfer_hooks import lend_hooks, tell_of_other_hooks
+from lightning_ckptkd.trainer.length import step_number, training_batches
 from lightning_ckptkd.trainer.namespaces import OfOneName
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.trainer.ranks import current_rank
@@ -226,10 +227,10 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
             batch, cached = batch.batch, batch.logits
         read = self._read(batch)
         if self._mix is not None:
-            read, pairs = self._mix.mix_batch(read, self.global_step, batch_idx, current_rank())
+            read, pairs = self._mix.mix_batch(read, step_number(self), batch_idx, current_rank())
         places = panel.places(self) if self.alpha < 1 or panel.features.option is not None else []
         if places and cached is None and not panel.is_calibrated and self._trainer is not None:
-            panel.calibrate(read, self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches)
+            panel.calibrate(read, training_batches(self.trainer))
         with panel.features.catch(self.student, panel.ensemble, places) as features:
             student = self(read)
             teachers = panel.logits(read, places, cached) if places else None

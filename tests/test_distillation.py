@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ckptkd import (
     ArgumentError,
@@ -248,6 +249,62 @@ def test_which_teacher_when_and_on_in_the_right_place(
 def test_a_schedule_that_needs_an_end(tmp_path: Path, harvest: Path) -> None:
     with pytest.raises(ArgumentError, match=r"schedule=Progressive needs to know how long training is"):
         distil(tmp_path, harvest, choice=[1, 2], schedule=Progressive(), max_epochs=-1)
+
+
+class Unsized(DigitsData):
+    """A stream, for which Lightning estimates -1 steps."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(StreamOf(digits(0, 96)), 32)
+
+
+class StreamOf(IterableDataset[Any]):
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return (self.data[index] for index in range(len(self.data)))
+
+
+def test_a_schedule_on_data_without_a_length(tmp_path: Path, harvest: Path) -> None:
+    def steps(schedule: Any, **options: Any) -> list[list[int]]:
+        seen = Seen()
+        module = DistillationModule(
+            student(), Project(), harvest, choice=[1, 2, 3], acceleration="none", schedule=schedule
+        )
+        make_trainer(tmp_path, seen, limit_val_batches=0, num_sanity_val_steps=0, **options).fit(module, Unsized())
+        return seen.steps
+
+    with pytest.raises(ArgumentError, match=r"schedule=Progressive needs to know how long .* if the data has no len"):
+        steps(Progressive(), max_epochs=2)
+    assert steps(Progressive(), max_epochs=-1, max_steps=6) == [[0], [0], [1], [1], [2], [2]]  # the remedy
+    assert len(steps(RandomTeacher(), max_epochs=1)) == 3
+
+
+class ByHand(DistillationModule):
+    """Two optimisers, which Lightning counts twice a batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        network, head = self.student
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (network, head)]
+
+
+def test_a_schedule_with_two_optimisers(tmp_path: Path, harvest: Path) -> None:
+    seen = Seen()
+    module = ByHand(student(), Project(), harvest, choice=[1, 2, 3], acceleration="none", schedule=Progressive())
+    make_trainer(tmp_path, seen, max_epochs=2, limit_val_batches=0, num_sanity_val_steps=0).fit(
+        module, DigitsData(train_size=96)
+    )
+    assert seen.steps == [[0], [0], [1], [1], [2], [2]]
 
 
 def test_weights_of_the_teachers(tmp_path: Path, harvest: Path) -> None:

@@ -23,6 +23,7 @@ from lightning_ckptkd import (
 )
 from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.losses import DKDLoss, KDLoss
+from lightning_ckptkd.snapshots.seal import sealed
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.multiclass import Multiclass
 from lightning_ckptkd.teachers import CachedBatch, Mixup
@@ -169,7 +170,7 @@ def with_task(harvest: Path, task: Any) -> None:
     MISelector(rule="full").select(harvest, progress=False)
     document = json.loads((harvest / "selection.json").read_text())
     document["settings"]["task"] = task
-    (harvest / "selection.json").write_text(json.dumps(document))
+    (harvest / "selection.json").write_text(json.dumps(sealed(document)))
 
 
 def test_another_task_than_that_of_the_selection(tmp_path: Path, harvest: Path, segmented: Path) -> None:

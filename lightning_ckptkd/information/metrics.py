@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,19 +29,14 @@ class GaussianInformation(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
+    moments: Tensor  # of each fold: count, mean and centred products of x and f side by side
 
     def __init__(self, input_dimensions: int, feature_dimensions: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        shapes = {
-            "count": (),
-            "x": (input_dimensions,),
-            "f": (feature_dimensions,),
-            "xx": (input_dimensions, input_dimensions),
-            "xf": (input_dimensions, feature_dimensions),
-            "ff": (feature_dimensions, feature_dimensions),
-        }
-        for name, shape in shapes.items():
-            self.add_state(name, torch.zeros(NUM_FOLDS, *shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self._sizes = input_dimensions, feature_dimensions
+        width = input_dimensions + feature_dimensions
+        state = torch.zeros(NUM_FOLDS, 1 + width + width**2, dtype=torch.float64)
+        self.add_state("moments", state, dist_reduce_fx=_merged)
 
     @override
     def update(self, x: Tensor, f: Tensor) -> None:
@@ -50,11 +46,10 @@ class GaussianInformation(Metric):
             x: Inputs, shape (N, Dx).
             f: Features, shape (N, Df).
         """
-        folds = _next_folds(int(self._state("count").sum()), len(x), x.device)
-        for fold in range(NUM_FOLDS):
-            moments = Moments.of(x[folds == fold], f[folds == fold])
-            for name in ("count", "x", "f", "xx", "xf", "ff"):
-                self._state(name)[fold] += getattr(moments, name)
+        folds = _next_folds(int(self.moments[:, 0].sum()), len(x), x.device)
+        both = torch.cat([x.double(), f.double()], 1)
+        added = torch.stack([_moments_of(both[folds == fold]) for fold in range(NUM_FOLDS)])
+        self.moments = _merged(torch.stack([self.moments, added]))
 
     @override
     def compute(self) -> Tensor:
@@ -63,13 +58,14 @@ class GaussianInformation(Metric):
         Raises:
             ValueError: If there are too few samples.
         """
-        names = ("count", "x", "f", "xx", "xf", "ff")
-        folds = [Moments(*(self._state(name)[fold] for name in names)) for fold in range(NUM_FOLDS)]
+        counts, means, products = _parts(self.moments)
+        means = means - (means * counts).sum(0) / counts.sum()  # where all data lie says nothing
+        dx, folds = self._sizes[0], []
+        for count, mean, product in zip(counts.squeeze(1), means, products, strict=True):
+            sums, squares = mean * count, product + torch.outer(mean, mean) * count
+            blocks = squares[:dx, :dx], squares[:dx, dx:], squares[dx:, dx:]
+            folds.append(Moments(count, sums[:dx], sums[dx:], *blocks))
         return torch.tensor(gaussian_information(folds), dtype=torch.float64)
-
-    def _state(self, name: str) -> Tensor:
-        state: Tensor = getattr(self, name)
-        return state
 
 
 class HeadInformation(Metric):
@@ -157,3 +153,33 @@ class ConditionalInformation(Metric):
 def _next_folds(seen: int, count: int, device: torch.device) -> Tensor:
     """The folds of the next samples, after some that were seen."""
     return (seen + torch.arange(count, device=device)) % NUM_FOLDS
+
+
+def _moments_of(values: Tensor) -> Tensor:
+    """Count, mean (D,) and centred products (D * D,) of samples (N, D), in one vector."""
+    mean = values.sum(0) / max(len(values), 1)
+    centred = values - mean
+    return torch.cat([mean.new_tensor([len(values)]), mean, (centred.T @ centred).flatten()])
+
+
+def _parts(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts (F, 1), means (F, D) and centred products (F, D, D)."""
+    width = math.isqrt(moments.shape[1])  # 1 + D + D * D lies between D squared and the next square
+    counts, means, products = torch.split(moments, [1, width, width**2], dim=1)
+    return counts, means, products.view(-1, width, width)
+
+
+def _merged(parts: Tensor) -> Tensor:
+    """The moments (F, ...) of samples that several, (P, F, ...), are of (Chan, Golub and LeVeque 1979).
+
+    Products of what is far from 0 would be large numbers with small differences.
+    """
+    counts, means, products = _parts(parts[0])
+    for part in parts[1:]:
+        count, mean, product = _parts(part)
+        both, distance = counts + count, mean - means
+        share = count / both.clamp_min(1)
+        between = distance[:, :, None] * distance[:, None, :]
+        products = products + product + between * (counts * share)[:, :, None]
+        counts, means = both, means + distance * share
+    return torch.cat([counts, means, products.flatten(1)], 1)

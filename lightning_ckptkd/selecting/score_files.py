@@ -1,7 +1,8 @@
 """Scores on disk: one that was interrupted goes on where it stopped, one that is repeated finds what it needs.
 
 While snapshots are scored, each rank writes a small file for each score. When the choice is made, rank 0 gathers them
-in one file, ``scores.json``, in which later selections look first.
+in one file, ``scores.json``, in which later selections look first. Each score is sealed: one that was edited since, or
+can't be read, is made anew.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_ckptkd.errors import SnapshotError
@@ -23,11 +25,12 @@ from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.snapshots.fields import Fields
+from lightning_ckptkd.snapshots.seal import is_sealed, sealed
 from lightning_ckptkd.snapshots.selection import read_candidate
 from lightning_ckptkd.snapshots.store import package_versions
 
 SCORES_NAME = "scores.json"
-_FORMAT, _VERSION = "lightning_ckptkd.scores", 3
+_FORMAT, _VERSION = "lightning_ckptkd.scores", 4
 _NAME = re.compile(r"score-[0-9a-f]{16}-[0-9a-f]{16}\.json")
 _MOST = 2000  # scores that are kept: 2 MB
 
@@ -51,13 +54,13 @@ class ScoreFiles:
 
     def __init__(self, store: SnapshotStore) -> None:
         self._store = store
-        self._gathered = dict(_read(store, SCORES_NAME))
+        self._gathered = _read(store, SCORES_NAME)
 
     def read(self, key: str, snapshot: Snapshot) -> Score | None:
         """The score of a snapshot, or None where there is none to trust."""
         place = key, snapshot.sha256
-        score = dict(_read(self._store, _name(key, snapshot))).get(place, self._gathered.get(place))
-        return score if score is not None and score.candidate.file == snapshot.file else None
+        score = _read(self._store, _name(key, snapshot)).get(place) or self._gathered.get(place)
+        return score if score is not None and _is_of(score, snapshot) else None
 
     def write(self, key: str, snapshot: Snapshot, score: Score) -> None:
         """Keep a score; where it can't be written, the selection goes on without."""
@@ -75,6 +78,11 @@ class ScoreFiles:
             self._store.folder.clean("", lambda name: _is_own(key, name))
 
 
+def _is_of(score: Score, snapshot: Snapshot) -> bool:
+    found = score.candidate
+    return (found.file, found.epoch, found.global_step) == (snapshot.file, snapshot.epoch, snapshot.global_step)
+
+
 def _is_own(key: str, name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name.endswith(f"-{key[:16]}.json")
 
@@ -84,7 +92,7 @@ def _name(key: str, snapshot: Snapshot) -> str:
 
 
 def _write(store: SnapshotStore, name: str, scores: Mapping[tuple[str, str], Score]) -> None:
-    entries = [{"key": key, **_to_json(score)} for (key, _), score in scores.items()]
+    entries = [sealed({"key": key, **_to_json(score)}) for (key, _), score in scores.items()]
     document = {"format": _FORMAT, "version": _VERSION, "scores": entries}
     with contextlib.suppress(SnapshotError):
         store.folder.write_json(name, document, store.manifest.tag)
@@ -95,20 +103,39 @@ def _to_json(score: Score) -> dict[str, Any]:
     return {"snapshot": asdict(score.candidate), "terms": terms}
 
 
-def _read(store: SnapshotStore, name: str) -> Iterator[tuple[tuple[str, str], Score]]:
-    """Scores by key and hash, from a file that may be missing, and is untrusted."""
+def _read(store: SnapshotStore, name: str) -> dict[tuple[str, str], Score]:
+    """Scores by key and hash, from a file that may be missing, and is untrusted; what is left out is told in a line."""
+    where = store.folder / name
+    found: dict[tuple[str, str], Score] = {}
     try:
         if not store.folder.exists(name):
-            return
-        where = store.folder / name
-        fields = Fields(store.folder.read_json(name), where)
+            return found
+        document = store.folder.read_json(name)
+        fields = Fields(document, where)
         fields.header(_FORMAT, _VERSION)
-        for item in fields.objects("scores"):
-            candidate = read_candidate(Fields(item.mapping("snapshot"), where))
-            terms = {
-                term.text("name"): Term(term.number("value"), term.number_list("replicates"))
-                for term in item.objects("terms")
-            }
-            yield (item.text("key"), candidate.sha256), Score(candidate, terms)
-    except SnapshotError:
-        return
+        items = fields.items("scores")
+    except SnapshotError as error:
+        rank_zero_warn(f"{where} is not used, and what it held is scored anew where it is needed: {error}")
+        return found
+    for item in items:
+        with contextlib.suppress(SnapshotError):
+            if is_sealed(item):
+                key, score = _from_json(Fields(item, where))
+                found[key, score.candidate.sha256] = score
+    if len(found) < len(items):
+        rank_zero_warn(
+            f"{where}: {len(items) - len(found)} of {len(items)} scores were changed since they were written, and are "
+            "made anew where they are needed."
+        )
+    return found
+
+
+def _from_json(fields: Fields) -> tuple[str, Score]:
+    terms = {
+        term.text("name"): Term(term.number("value"), term.number_list("replicates"))
+        for term in fields.objects("terms")
+    }
+    if len({len(term.replicates) for term in terms.values()}) > 1:
+        raise SnapshotError("the terms of one score have the same groups of samples")
+    candidate = read_candidate(Fields(fields.mapping("snapshot"), "a score"))
+    return fields.text("key"), Score(candidate, terms)

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning_ckptkd.errors import SnapshotError
 from lightning_ckptkd.snapshots.fields import Fields, shown
+from lightning_ckptkd.snapshots.manifest import Snapshot
+from lightning_ckptkd.snapshots.seal import is_sealed, sealed
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
 SELECTION_NAME = "selection.json"
@@ -105,24 +107,30 @@ class Selection:
     proxy: dict[str, Any] = field(default_factory=dict)
 
     def write(self, store: SnapshotStore) -> None:
-        """Write the choice into the harvest's folder: whole or not at all."""
+        """Write the choice into the harvest's folder, sealed: whole or not at all."""
         document = asdict(self)
         document["snapshots"] = document.pop("candidates")
-        store.folder.write_json(
-            SELECTION_NAME, {"format": _FORMAT, "version": _VERSION, **document}, store.manifest.tag
-        )
+        document = sealed({"format": _FORMAT, "version": _VERSION, **document})
+        store.folder.write_json(SELECTION_NAME, document, store.manifest.tag)
 
     @classmethod
     def read(cls, store: SnapshotStore) -> Selection:
         """Read the choice of a harvest, trusting nothing in it.
 
         Raises:
-            SnapshotError: If it is missing or wrong, belongs to another run, or names snapshots that the
-                manifest does not have.
+            SnapshotError: If it is missing or wrong, was changed since it was written, belongs to another run, or
+                names snapshots twice or that the manifest does not have.
         """
         where = str(store.folder / SELECTION_NAME)
-        fields = Fields(store.folder.read_json(SELECTION_NAME), where)
+        again = f"select again: `ckptkd select {store.folder}`."
+        document = store.folder.read_json(SELECTION_NAME)
+        fields = Fields(document, where)
         fields.header(_FORMAT, _VERSION)
+        if not is_sealed(document):
+            raise SnapshotError(
+                f"{where} was changed since it was written, or was written before choices were sealed, so it is not "
+                f"believed. To choose by hand give choice= epochs; else {again}"
+            )
         selection = cls(
             run_id=fields.text("run_id"),
             rule=fields.text("rule"),
@@ -137,20 +145,25 @@ class Selection:
         if selection.run_id != store.manifest.run_id:
             raise SnapshotError(
                 f"{where} was made for the run {shown(selection.run_id)}, but the folder holds "
-                f"{shown(store.manifest.run_id)}; "
-                f"select again: `ckptkd select {store.folder}`."
+                f"{shown(store.manifest.run_id)}; {again}"
             )
-        hashes = {candidate.file: candidate.sha256 for candidate in selection.candidates}
-        known = {snapshot.file: snapshot.sha256 for snapshot in store.snapshots}
-        for name in selection.chosen:
-            if name not in known or hashes.get(name) != known[name]:
-                raise SnapshotError(
-                    f"{where} chooses {shown(name)}, which the manifest does not have (or has with another hash); "
-                    f"select again: `ckptkd select {store.folder}`."
-                )
         if not selection.chosen:
-            raise SnapshotError(f"{where} chooses no snapshot; select again: `ckptkd select {store.folder}`.")
+            raise SnapshotError(f"{where} chooses no snapshot; {again}")
+        candidates = {candidate.file: _identity(candidate) for candidate in selection.candidates}
+        if len(candidates) < len(selection.candidates) or len(set(selection.chosen)) < len(selection.chosen):
+            raise SnapshotError(f"{where} names the same snapshot twice; {again}")
+        known = {_identity(snapshot) for snapshot in store.snapshots}
+        for name in selection.chosen:
+            if candidates.get(name) not in known:
+                raise SnapshotError(
+                    f"{where} chooses {shown(name)}, which the manifest does not have (or has with another hash, "
+                    f"epoch or step); {again}"
+                )
         return selection
+
+
+def _identity(known: Candidate | Snapshot) -> tuple[str, str, int, int]:
+    return known.file, known.sha256, known.epoch, known.global_step
 
 
 def _read_joint(fields: Fields) -> JointChoice:

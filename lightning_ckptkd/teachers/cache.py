@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
@@ -17,7 +15,8 @@ from lightning_ckptkd.errors import ArgumentError, CacheError, TeacherError
 from lightning_ckptkd.snapshots.folders import LocalFolder, open_folder, run_tag
 from lightning_ckptkd.teachers.cache_index import INDEX_NAME, index_document, read_index
 from lightning_ckptkd.teachers.cache_key import CacheKey
-from lightning_ckptkd.teachers.chunk_file import ChunkSpec, Shape, chunk_parts, map_verified, read_shape
+from lightning_ckptkd.teachers.chunk_file import ChunkSpec, Shape, chunk_parts, damaged, read_shape
+from lightning_ckptkd.teachers.chunk_rows import ChunkRows, OpenChunks, Rows
 from lightning_ckptkd.teachers.logit_checks import name_place
 from lightning_ckptkd.teachers.logit_codec import decode, encode
 
@@ -30,7 +29,8 @@ class LogitCache:
 
     ``cache.json`` says what the logits depend on and is written just before the first chunk: a folder is for no
     teachers and data as long as it holds no logits. Then there is one file for each chunk of items, whole or not at
-    all. What is read was verified, is mapped and not loaded, and never unpickled.
+    all. All is verified before any is read, and each row again when it is; it is not loaded as a whole, and never
+    unpickled.
 
     Use :meth:`open`, then ``filling.fill``, then :meth:`verify`, then :meth:`read`.
 
@@ -44,7 +44,8 @@ class LogitCache:
         self._digest = key.digest()
         self._shape: Shape | None = None
         self._tag: str | None = None  # marks this process's temporary files, while it fills
-        self._chunks: list[dict[str, NDArray[Any]]] | None = None
+        self._chunks: list[ChunkRows] | None = None
+        self._open = OpenChunks()
 
     @classmethod
     def open(cls, folder: str | Path, key: CacheKey, chunk_items: int = CHUNK) -> Self:
@@ -63,7 +64,7 @@ class LogitCache:
             raise ArgumentError(f"chunk_items should be 1 or more, got {chunk_items}.")
         place = open_folder(folder)
         if not isinstance(place, LocalFolder):
-            raise ArgumentError(f"{folder}: a cache of logits is mapped into memory. Give a local folder.")
+            raise ArgumentError(f"{folder}: a cache of logits is read sample by sample. Give a local folder.")
         if place.exists(INDEX_NAME):
             chunk_items = read_index(place, key)
         return cls(place, key, chunk_items)
@@ -161,17 +162,20 @@ class LogitCache:
         self._chunks = None
 
     def verify(self) -> None:
-        """Check every chunk's header, size and SHA-256, and map it: afterwards the cache can be read.
+        """Check every chunk's header, size and SHA-256: afterwards the cache can be read.
+
+        A CRC-32 of each item is kept, 4 bytes, by which :meth:`read` sees what changes later.
 
         Raises:
             CacheError: If a chunk is missing, damaged or belongs to another cache.
         """
         self._chunks = None
+        self._open.close()
         chunks = []
         for chunk in range(self.num_chunks):
-            shape, tensors = map_verified(self._path(chunk), self._spec(chunk))
-            self._set_shape(shape, chunk)
-            chunks.append(tensors)
+            verified = ChunkRows(self._path(chunk), self._spec(chunk))
+            self._set_shape(verified.shape, chunk)
+            chunks.append(verified)
         self._chunks = chunks
 
     def read(self, items: Tensor, checksums: Tensor | None = None) -> Tensor:
@@ -187,12 +191,13 @@ class LogitCache:
 
         Raises:
             ArgumentError: If an item is not in the cache.
-            CacheError: If the cache was not verified, or a checksum differs; names the sample and the view.
+            CacheError: If the cache was not verified, a file changed or was cut since, or a checksum differs; names
+                the sample and the view.
         """
-        names = [name for name in self._verified()[0] if name != "checksums" or checksums is not None]
-        found = self._gather(items, names)
+        found = self._gather(items)
+        cached = found.pop("checksums")
         if checksums is not None:
-            self._compare(items, found["checksums"], checksums)
+            self._compare(items, cached, checksums)
         return decode(found, self.shape)
 
     def _compare(self, items: Tensor, cached: Tensor, checksums: Tensor) -> None:
@@ -205,25 +210,31 @@ class LogitCache:
                 f"Use Python's, NumPy's or torch's global generator, and delete {self._folder} to fill it again."
             )
 
-    def _gather(self, items: Tensor, names: list[str]) -> dict[str, Tensor]:
+    def _gather(self, items: Tensor) -> dict[str, Tensor]:
         chunks = self._verified()
         wanted = items.cpu().numpy()
         if wanted.ndim != 1 or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.key.num_items):
             raise ArgumentError(f"items should be of shape (B,), from 0 to {self.key.num_items - 1}.")
+        found: Rows = {
+            name: numpy.empty((len(wanted), size), numpy.uint8) for name, size in chunks[0].row_bytes.items()
+        }
         order = numpy.argsort(wanted, kind="stable")
         numbers, rows = numpy.divmod(wanted[order], self.chunk_items)
         present, starts = numpy.unique(numbers, return_index=True)
-        pieces = list(zip(present.tolist(), numpy.split(rows, starts[1:]), strict=False))  # none of no items
-        gathered = {}
-        for name in names:
-            first = chunks[0][name]
-            values = numpy.empty((len(wanted), *first.shape[1:]), first.dtype)
-            if pieces:
-                values[order] = numpy.concatenate([chunks[chunk][name][picked] for chunk, picked in pieces])
-            gathered[name] = torch.from_numpy(values)
-        return gathered
+        pieces = zip(numpy.split(rows, starts[1:]), numpy.split(order, starts[1:]), strict=True)
+        for number, (picked, places) in zip(present.tolist(), pieces, strict=False):  # one empty piece of no items
+            chunk = chunks[number]
+            try:
+                chunk.read(self._open.descriptor(chunk.path), picked.tolist(), found, places.tolist())
+            except OSError as error:
+                raise damaged(chunk.path, f"can't be read ({error.strerror})") from error
+        layout = self._spec(0).layout(self.shape)
+        return {
+            name: torch.from_numpy(found[name].reshape(-1)).view(dtype).view(len(wanted), *whole[1:])
+            for name, (dtype, whole) in layout.items()
+        }
 
-    def _verified(self) -> list[dict[str, NDArray[Any]]]:
+    def _verified(self) -> list[ChunkRows]:
         if self._chunks is None:
             raise CacheError(f"{self._folder} is read only after verify(), which finds what is damaged.")
         return self._chunks

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 
 from lightning_ckptkd.errors import CacheError
@@ -29,7 +27,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SCALAR = "none"  # written for logits of shape (), one number a sample
 _SHAPE = re.compile(rf"{_SCALAR}|[1-9][0-9]{{0,9}}(x[1-9][0-9]{{0,9}}){{0,7}}")
 _MAX_HEADER_BYTES = 2**16
-_BLOCK_BYTES = 2**20
 
 
 Shape = tuple[int, ...]
@@ -88,7 +85,7 @@ def chunk_parts(spec: ChunkSpec, shape: Shape, tensors: Mapping[str, Tensor]) ->
     layout = spec.layout(shape)
     assert {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()} == layout
     data = [tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in layout]
-    sha256 = _hash_of_header(spec, shape)
+    sha256 = hash_of_header(spec, shape)
     for part in data:
         sha256.update(part)
     return [spec.header(shape, sha256.hexdigest())[0], *data]
@@ -100,57 +97,47 @@ def read_shape(path: Path, spec: ChunkSpec) -> Shape:
     Raises:
         CacheError: If the file is missing, not a regular file, of another size or not this chunk.
     """
-    with _opened(path) as descriptor:
-        return _read_header(path, descriptor, spec)[0]
+    with opened(path) as descriptor:
+        return read_header(path, descriptor, spec)[0]
 
 
-def map_verified(path: Path, spec: ChunkSpec) -> tuple[Shape, dict[str, NDArray[Any]]]:
-    """The shape of one sample's logits, and the tensors by name, mapped, so that only what is touched takes memory.
-
-    The content is hashed first, a block at a time, through the same open file.
+def open_chunk(path: Path) -> int:
+    """The descriptor of a chunk's file, following no link.
 
     Raises:
-        CacheError: As :func:`read_shape`, and if the content is not what it was when written.
+        CacheError: If it is missing or can't be opened.
     """
-    with _opened(path) as descriptor:
-        shape, sha256 = _read_header(path, descriptor, spec)
-        found = _hash_of_header(spec, shape)
-        block = bytearray(_BLOCK_BYTES)
-        while count := os.readv(descriptor, [block]):
-            found.update(memoryview(block)[:count])
-        if found.hexdigest() != sha256:
-            raise _damaged(path, "does not have the SHA-256 that it was written with")
-        try:
-            with safe_open(f"/proc/self/fd/{descriptor}", "pt") as file:  # the file that was hashed, whatever its name
-                return shape, {name: file.get_tensor(name).numpy() for name in spec.layout(shape)}
-        except Exception as error:  # the library's error type is not part of its interface
-            raise _damaged(path, f"is not a safetensors file ({error})") from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise CacheError(f"{path} is missing: the cache is not filled. Fill it first.") from None
     except OSError as error:
-        raise _damaged(path, f"can't be opened ({error.strerror})") from None
+        raise damaged(path, f"can't be opened ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A chunk's file, closed after the block, within which errors of the disk are CacheErrors."""
+    descriptor = open_chunk(path)
     try:
         yield descriptor
     except OSError as error:
-        raise _damaged(path, f"can't be read ({error.strerror})") from error
+        raise damaged(path, f"can't be read ({error.strerror})") from error
     finally:
         os.close(descriptor)
 
 
-def _read_header(path: Path, descriptor: int, spec: ChunkSpec) -> tuple[Shape, str]:
+def read_header(path: Path, descriptor: int, spec: ChunkSpec) -> tuple[Shape, str]:
     """The shape of one sample's logits and the SHA-256 of the content; the descriptor stands at the content afterwards.
 
     Nothing in the header is believed: it must be, byte for byte, what is written for such a chunk.
+
+    Raises:
+        CacheError: If it is not, or the file is of another size.
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise _damaged(path, "is not a regular file")
+        raise damaged(path, "is not a regular file")
     start = os.read(descriptor, 8)
     length = int.from_bytes(start, "little")
     header = os.read(descriptor, min(length, _MAX_HEADER_BYTES))
@@ -158,25 +145,27 @@ def _read_header(path: Path, descriptor: int, spec: ChunkSpec) -> tuple[Shape, s
         metadata = dict(json.loads(header)["__metadata__"])
         classes, sha256 = str(metadata["classes"]), str(metadata["sha256"])
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise _damaged(path, "has no header that can be read") from None
+        raise damaged(path, "has no header that can be read") from None
     if metadata.get("key") != spec.key or metadata.get("chunk") != str(spec.chunk):
-        raise _damaged(path, f"holds another chunk than number {spec.chunk} of this cache")
+        raise damaged(path, f"holds another chunk than number {spec.chunk} of this cache")
     if not _SHAPE.fullmatch(classes) or not _SHA256.fullmatch(sha256):
-        raise _damaged(path, "has a header that was changed")
+        raise damaged(path, "has a header that was changed")
     shape = () if classes == _SCALAR else tuple(map(int, classes.split("x")))
     if spec.top_k is not None and len(shape) != 1:
-        raise _damaged(path, "has a header that was changed")
+        raise damaged(path, "has a header that was changed")
     expected, size = spec.header(shape, sha256)
     if start + header != expected:
-        raise _damaged(path, "has a header that was changed")
+        raise damaged(path, "has a header that was changed")
     if status.st_size != len(expected) + size:
-        raise _damaged(path, f"has {status.st_size} bytes instead of {len(expected) + size}: it was cut or extended")
+        raise damaged(path, f"has {status.st_size} bytes instead of {len(expected) + size}: it was cut or extended")
     return shape, sha256
 
 
-def _hash_of_header(spec: ChunkSpec, shape: Shape) -> Any:
+def hash_of_header(spec: ChunkSpec, shape: Shape) -> Any:
+    """What the SHA-256 of a chunk starts with, before its content."""
     return hashlib.sha256(spec.header(shape, "")[0])
 
 
-def _damaged(path: Path, what: str) -> CacheError:
+def damaged(path: Path, what: str) -> CacheError:
+    """The error of a file that is not used."""
     return CacheError(f"{path} {what}, so it is not used. Delete that file; it is filled again.")

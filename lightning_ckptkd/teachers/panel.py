@@ -24,6 +24,7 @@ from lightning_ckptkd.teachers.loading import check_same_teachers, load_teachers
 from lightning_ckptkd.teachers.logit_checks import check_finite, pick
 from lightning_ckptkd.teachers.schedules import AllTeachers, TeacherSchedule
 from lightning_ckptkd.teachers.teacher_cache import TeacherCache, describe_network, train_on_cache
+from lightning_ckptkd.trainer.length import share_done, step_number
 from lightning_ckptkd.trainer.ranks import on_each_rank
 
 _FILES_KEY, _PATH_KEY = "lightning_ckptkd_teachers", "lightning_ckptkd_teacher_path"
@@ -185,15 +186,13 @@ class TeacherPanel:
             return []
         if type(schedule) is AllTeachers:  # which asks nothing of the Trainer
             return list(range(len(self)))
-        steps = module.trainer.estimated_stepping_batches
-        known = 0 < steps < math.inf
-        if schedule.needs_length and not known:
+        part = share_done(module.trainer)
+        if schedule.needs_length and part is None:
             raise ArgumentError(
                 f"schedule={type(schedule).__name__} needs to know how long training is: give the Trainer "
-                "max_epochs or max_steps."
+                "max_epochs or max_steps (the latter if the data has no length)."
             )
-        part = module.global_step / steps if known else 0.0
-        return schedule.teachers(self._epochs, module.global_step, epoch, part)
+        return schedule.teachers(self._epochs, step_number(module), epoch, part or 0.0)
 
     def calibrate(self, batch: Batch, batches: float) -> None:
         """Find the fastest way to run the teachers on so many batches like this one."""

@@ -57,7 +57,7 @@ class TeacherSchedule(ABC):
 
         Args:
             epochs: As in :meth:`check`.
-            step: Optimiser steps that the student has taken.
+            step: Optimiser steps that the student has taken; batches, where Lightning counts no steps.
             epoch: The student's epoch, from 0.
             part: Share of the student's training that is done, in [0, 1].
         """

@@ -47,3 +47,30 @@ def test_ranks_add_up(make, samples, expected) -> None:  # type: ignore[no-untyp
     whole.update(*(part[:1000] for part in samples))
     parts[0].merge_state(parts[1])
     assert float(parts[0].compute()) == pytest.approx(float(whole.compute()), rel=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e6])
+def test_data_that_are_far_from_zero(offset: float) -> None:
+    """Of features that determine X, I(X;F) is that of the noise floor, which sums of raw products would drown."""
+    features = X @ torch.tensor([[1.0, 2.0, 0.0], [0.5, -1.0, 1.0], [0.0, 1.0, 3.0]]).double()
+    metric, parts = GaussianInformation(3, 3), [GaussianInformation(3, 3), GaussianInformation(3, 3)]
+    for number, (x, f) in enumerate(zip(X.split(64), features.split(64), strict=True)):
+        metric.update(x + offset, f - offset)
+        if number < 14:
+            parts[number // 7].update(x + offset, f - offset)
+    expected = float(gaussian_gains(X, features, IN_TURN).mean())
+    assert float(metric.compute()) == pytest.approx(expected, rel=1e-5)
+    parts[0].merge_state(parts[1])
+    known, turns = slice(14 * 64), torch.arange(14 * 64)
+    folds = torch.where(turns < 448, turns, turns - 448) % 5
+    expected = float(gaussian_gains(X[known], features[known], folds).mean())
+    assert float(parts[0].compute()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_in_training() -> None:
+    """``forward`` gives the batch's own value and adds to the whole."""
+    metric = GaussianInformation(3, 3)
+    values = [float(metric(x, f)) for x, f in zip(X[:1000].split(100), F[:1000].split(100), strict=True)]
+    folds = torch.arange(100) % 5
+    assert values[3] == pytest.approx(float(gaussian_gains(X[300:400], F[300:400], folds).mean()), rel=1e-7)
+    assert float(metric.compute()) == pytest.approx(float(gaussian_gains(X[:1000], F[:1000], IN_TURN[:1000]).mean()))

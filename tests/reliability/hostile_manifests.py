@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_ckptkd import SnapshotError, SnapshotStore
 from lightning_ckptkd.snapshots import MANIFEST_NAME, SELECTION_NAME, Candidate, Selection
+from lightning_ckptkd.snapshots.seal import sealed
 from tests.reliability.corruption import make_harvest
 from tests.reliability.forking import main
 from tests.reliability.harvests import scratch_folder
@@ -36,6 +37,8 @@ def fuzz_manifests(count: int, seed: int = 0) -> dict[str, Any]:
             rng = random.Random(f"{seed} {trial}")
             name = rng.choice((MANIFEST_NAME, MANIFEST_NAME, SELECTION_NAME))
             content = rng.choice(_MUTATIONS)(rng, originals[name])
+            if name == SELECTION_NAME and rng.random() < 0.8:
+                content = _sealed_again(content)  # so that what is behind the seal is tried, too
             (harvest / name).write_bytes(content)
             start = time.perf_counter()
             try:
@@ -87,6 +90,13 @@ def is_accepted(harvest: Path) -> bool:
         except SnapshotError:
             accepted = False
     return accepted
+
+
+def _sealed_again(content: bytes) -> bytes:
+    try:
+        return json.dumps(sealed(json.loads(content))).encode()
+    except (ValueError, RecursionError, AttributeError):  # what nobody can seal
+        return content
 
 
 def _mutate_bytes(rng: random.Random, content: bytes) -> bytes:
