@@ -80,6 +80,7 @@ def select_by_position(
     _check_count(harvested, settings)
     scores = spread(harvested.items, lambda own: [check_snapshot(item) for item in own], progress=progress)
     count = how_many(scores, rule, settings.num_teachers, harvested.folder)
+    assert isinstance(count, int)  # the settings have checked it
     return Outcome(choose_by_position(scores, rule, count))
 
 
@@ -138,6 +139,6 @@ def select_by_score(
 
 
 def _check_count(harvested: Harvested, settings: SelectionSettings) -> None:
-    wanted, total = settings.num_teachers or 1, len(harvested.items)
+    wanted, total = settings.least, len(harvested.items)
     if wanted > total:
         raise SelectionError(too_few(harvested.folder, wanted, total, total))

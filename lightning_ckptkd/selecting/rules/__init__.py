@@ -1,6 +1,8 @@
 """Rules: how snapshots are scored and ordered. One a file; ``base`` says what a rule of your own implements."""
 
 from lightning_ckptkd.selecting.rules.base import (
+    AUTO,
+    DEFAULT_NUMBER,
     JointScorer,
     Needs,
     PositionRule,
@@ -25,6 +27,8 @@ from lightning_ckptkd.selecting.rules.registry import (
 from lightning_ckptkd.selecting.rules.words import Column, Words
 
 __all__ = [
+    "AUTO",
+    "DEFAULT_NUMBER",
     "MCMI",
     "MI",
     "RULES",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_ckptkd.information.ranking import DEFAULT_TIES
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import Ranked, Scorer, ScoringRule
@@ -19,7 +20,15 @@ _SCORE = "score"  # the name of the only term
 
 
 class MeanRule(ScoringRule):
-    """A rule with one number, larger is better, that is a mean over the probe set."""
+    """A rule with one number, larger is better, that is a mean over the probe set.
+
+    Args:
+        ties: Which of snapshots with scores within one standard error of their difference comes first: the ``later``,
+            the ``earlier``, or that with the higher ``score``.
+    """
+
+    def __init__(self, ties: str = DEFAULT_TIES) -> None:
+        self.ties = ties
 
     @abstractmethod
     def measure(self, features: Features, rows: ProbeRows) -> Term:
