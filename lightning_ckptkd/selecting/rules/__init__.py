@@ -24,7 +24,7 @@ from lightning_ckptkd.selecting.rules.registry import (
     no_such_option,
     where_it_went,
 )
-from lightning_ckptkd.selecting.rules.words import Column, Words
+from lightning_ckptkd.selecting.rules.words import Column, HeldOut, Words
 
 __all__ = [
     "AUTO",
@@ -36,6 +36,7 @@ __all__ = [
     "Column",
     "Full",
     "Half",
+    "HeldOut",
     "JointScorer",
     "Loss",
     "MeanRule",

@@ -24,10 +24,11 @@ from lightning_ckptkd.information.ranking import DEFAULT_TIES
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.words import Words
+from lightning_ckptkd.selecting.rules.words import HeldOut, Words
 from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.snapshots import Candidate, JointChoice
 from lightning_ckptkd.snapshots.fields import json_safe
+from lightning_ckptkd.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,10 @@ class ScoringRule(Rule, ABC):
     def needs(self, *, joint: bool = False) -> Needs:
         """What it wants of each snapshot; ``joint`` if a set is chosen by what its members tell together."""
         return Needs(what=f"rule={self.name!r}")
+
+    def held_out(self, task: Task) -> HeldOut | None:
+        """Which of its terms says how much a snapshot tells of the labels of this task; None: none does."""
+        return None
 
     def key(self) -> dict[str, Any]:
         """All that what it measures of a snapshot depends on: scores that were kept are taken for the same key only.

@@ -16,7 +16,7 @@ from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import Ranked, Scorer, ScoringRule
 from lightning_ckptkd.selecting.score import Score, Term, replicates_of
 
-_SCORE = "score"  # the name of the only term
+SCORE = "score"  # the name of the only term
 
 
 class MeanRule(ScoringRule):
@@ -68,10 +68,10 @@ class _MeanScorer:
         self._rule, self._rows = rule, rows
 
     def score(self, features: Features) -> dict[str, Term]:
-        return {_SCORE: self._rule.measure(features, self._rows)}
+        return {SCORE: self._rule.measure(features, self._rows)}
 
     def rank(self, scores: Sequence[Score]) -> Ranked:
-        terms = [score.terms[_SCORE] for score in scores]
+        terms = [score.terms[SCORE] for score in scores]
         candidates = [
             replace(score.candidate, score=term.value, score_error=term.error)
             for score, term in zip(scores, terms, strict=True)

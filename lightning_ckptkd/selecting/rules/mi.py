@@ -16,8 +16,9 @@ from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import DEFAULT_NUMBER, JointScorer, Needs, ScoringRule, code_of
 from lightning_ckptkd.selecting.rules.input_vectors import InputView, input_vectors
-from lightning_ckptkd.selecting.rules.mi_scorer import Estimators, MIScorer
-from lightning_ckptkd.selecting.rules.words import Column, Words
+from lightning_ckptkd.selecting.rules.mi_scorer import LABEL, Estimators, MIScorer
+from lightning_ckptkd.selecting.rules.words import Column, HeldOut, Words
+from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import describe
 
 FEATURES = ("layer", "logits", "probabilities")
@@ -126,6 +127,10 @@ class MI(ScoringRule):
             what="label_estimator='head'" if of_head else _JOINT if joint else f"feature={self.feature!r}",
             remedy="use rule=MI(label_estimator='logistic') with feature='layer'",
         )
+
+    @override
+    def held_out(self, task: Task) -> HeldOut | None:
+        return HeldOut(LABEL)
 
     @override
     def describe(self) -> dict[str, object]:
