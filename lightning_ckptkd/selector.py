@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -65,7 +65,8 @@ class MISelector(Callback):
     For each snapshot, F being a layer's features: I(X;F), what they tell of the input, and I(Y;F), what they tell
     of the label. Both are normalised over the snapshots and added; the largest sums are chosen (Wang et al.,
     NeurIPS 2022); or another rule of :mod:`lightning_ckptkd.selecting.rules` scores them. Of scores that are within
-    one standard error of each other, the later snapshot's counts as the better one. Into the harvest's folder go
+    one standard error of each other, the later snapshot's counts as the better one, unless the rule's ``ties`` says
+    otherwise. Into the harvest's folder go
     ``selection.json`` and ``selection.png`` (and ``scores.json``, so that no snapshot is scored twice), to the
     terminal a table, to the loggers the numbers of each snapshot at its global step.
 
@@ -78,9 +79,10 @@ class MISelector(Callback):
             ``accuracy`` and ``loss`` on the probe set, ``full`` (the last snapshot), ``half`` (the one half-way
             through training), ``spaced`` (evenly over training, the last included). A rule of your own is an object
             or, from a config or the command line, a class path.
-        num_teachers: How many to choose. None is what the rule says, 1 for ``full`` and ``half`` and 3 for the others,
-            or all where there are fewer; for ``ensemble="greedy"`` as many as add more than the standard error of
-            what they add, 8 at most.
+        num_teachers: How many to choose. ``auto`` is as many of the best as tell jointly what the best number of them
+            tells, within its standard error, 8 at most (of a rule that can tell it). None is what the rule says, 1 for
+            ``full`` and ``half`` and 3 for the others, or all where there are fewer; for ``ensemble="greedy"`` as many
+            as add more than the standard error of what they add, 8 at most.
         ensemble: How a set is chosen from the scores: ``top``, the best; ``spaced``, the best that are no neighbours,
             each 1 / (2 num_teachers) of training away from the others; ``greedy``, one after another by what the set
             tells jointly, I(X; F1..Fk) and I(Y;F) of the mean logits.
@@ -113,7 +115,7 @@ class MISelector(Callback):
         self,
         snapshots: str | Path | None = None,
         rule: Rule | str = "mi",
-        num_teachers: int | None = None,
+        num_teachers: int | Literal["auto"] | None = None,
         ensemble: str = "top",
         probe: DataLoader[Any] | None = None,
         probe_split: str = "val",
@@ -382,7 +384,7 @@ class MISelector(Callback):
 
     def _check_number(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the run gives as many snapshots as are to be chosen, where that can be reckoned."""
-        harvester, wanted = self._find_harvester(trainer), self.settings.num_teachers or 1
+        harvester, wanted = self._find_harvester(trainer), self.settings.least
         if harvester is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         epochs, steps = (

@@ -32,7 +32,7 @@ from lightning_ckptkd.information.cmi import cmi_parts
 from lightning_ckptkd.selecting import ScoreFiles, SelectionSettings
 from lightning_ckptkd.selecting.items import Item
 from lightning_ckptkd.selecting.probe import collect_probe
-from lightning_ckptkd.selecting.rules import MI
+from lightning_ckptkd.selecting.rules import MI, Accuracy, make_rule
 from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.selecting.score_files import scoring_key
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
@@ -170,6 +170,59 @@ def test_a_set_that_is_chosen_together(harvest: Path, capsys: pytest.CaptureFixt
     assert 1 <= len(open_ended.chosen) <= 4
     for step in open_ended.joint[1:]:
         assert step.gain > step.gain_error
+
+
+def test_a_number_of_teachers_from_the_data(harvest: Path) -> None:
+    selection = MISelector(num_teachers="auto").select(harvest, Project(), probe(), progress=False)
+    by_rank = sorted(selection.candidates, key=lambda candidate: candidate.rank or 0)
+    assert [step.file for step in selection.joint] == list(selection.chosen)
+    assert list(selection.chosen) == [candidate.file for candidate in by_rank[: len(selection.chosen)]]
+    assert selection.settings["num_teachers"] == "auto"
+    assert selection.joint[0].label_information == pytest.approx(by_rank[0].label_information, abs=0.02)
+    assert Selection.read(SnapshotStore.open(harvest)) == selection
+
+
+def test_a_number_from_the_data_where_only_the_rule_asks_for_it(harvest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the default would do it: where the sets can't be told apart three are taken, and nothing is refused."""
+    asked = MISelector(num_teachers="auto").select(harvest, Project(), probe(), progress=False)
+    monkeypatch.setattr(MI, "num_teachers", "auto")
+    assert MISelector().select(harvest, Project(), probe(), progress=False).chosen == asked.chosen
+    greedy = MISelector(ensemble="greedy").select(harvest, Project(), probe(), progress=False)
+    assert MISelector(ensemble="greedy", num_teachers="auto").select(
+        harvest, Project(), probe(), progress=False
+    ).chosen == (greedy.chosen)
+    soft = [(x, torch.nn.functional.one_hot(y, 10).float()) for x, y in probe()]
+    for selector, batches in (
+        (MISelector(), soft),
+        (MISelector(ensemble="spaced"), probe()),
+        (MISelector(rule=MI(input_estimator="convolutional", decoder_steps=2)), probe()),
+    ):
+        found = selector.select(harvest, Project(), batches, progress=False)
+        assert len(found.chosen) == 3 and not found.joint
+
+
+def test_which_of_equal_snapshots_is_first(harvest: Path) -> None:
+    """Twins of a snapshot, before and after it in training: their scores are exactly equal."""
+    with to_write(harvest) as store:
+        last = store.snapshots[-1]
+        weights = store.load(last)
+        twins = [
+            store.commit(weights, epoch=last.epoch + more, global_step=last.global_step + more).file for more in (1, 2)
+        ]
+    for rule in ("mi", "loss", "accuracy", "mcmi"):
+        kind = type(make_rule(rule))
+        found = {
+            ties: MISelector(rule=kind(ties=ties), num_teachers=1).select(harvest, Project(), probe(), progress=False)
+            for ties in ("later", "earlier")
+        }
+        ranks = [
+            [c.rank or 0 for c in found[ties].candidates if c.file in (last.file, *twins)]
+            for ties in ("later", "earlier")
+        ]
+        assert ranks[0] == sorted(ranks[0], reverse=True) and ranks[1] == sorted(ranks[1])
+        assert found["earlier"].settings["rule"]["ties"] == "earlier"
+    scored = json.loads((harvest / "scores.json").read_text())["scores"]
+    assert len(scored) == 4 * 4, "another tie rule has the same key; twins have the same weights"
 
 
 def test_a_set_of_no_neighbours(harvest: Path) -> None:
@@ -430,6 +483,12 @@ def test_fast_dev_run(tmp_path: Path) -> None:
         ({"task": "multclass"}, "task='multclass' is unknown. Near names: 'multiclass'"),
         ({"input_keys": "x", "unpack_batch": len}, "unpack_batch says all that input_keys and target_key could say"),
         ({"num_teachers": 0}, "num_teachers should be 1 or more, got 0"),
+        ({"num_teachers": "all"}, "num_teachers should be a number, 'auto' or None, got 'all'"),
+        ({"num_teachers": "auto", "rule": "half"}, "num_teachers='auto' needs rule='mi' .*Use a number, or leave"),
+        ({"num_teachers": "auto", "rule": "loss"}, "num_teachers='auto' needs rule='mi' with input_estimator"),
+        ({"num_teachers": "auto", "ensemble": "spaced"}, "keeps a distance that depends on their number"),
+        ({"rule": Accuracy(ties="latest")}, "ties='latest' is unknown. Near names: 'later'"),
+        ({"ties": "earlier"}, r"ties is an option of the rule now: rule=MI\(ties='earlier'\)"),
         ({"probe_split": "valid"}, "probe_split should be one of val, train, test, got 'valid'"),
         ({"probe_size": 0}, "probe_size should be 1 or more"),
         ({"ensemble": "gready"}, "ensemble='gready' is unknown. Near names: 'greedy'"),

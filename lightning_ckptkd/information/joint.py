@@ -19,6 +19,8 @@ from lightning_ckptkd.information.label import TEMPERATURES, head_gains, tempere
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 
 MAX_DIMENSIONS = 128
+MOST_TEACHERS = 8  # where their number comes from the data
+FEWEST = False  # whether it is the smallest number within the error of the best, instead of the largest
 _RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
 
 
@@ -230,7 +232,7 @@ def grow_set(
     weights: tuple[float, float],
     seed: int,
     *,
-    most: int = 8,
+    most: int = MOST_TEACHERS,
 ) -> list[JointStep]:
     """Choose snapshots that tell much together, greedily: each adds the most to what those before it tell.
 
@@ -263,6 +265,50 @@ def grow_set(
         before = weights[0] * x + weights[1] * y
         candidates = [other for other in range(size) if other not in joint.chosen]
     return steps
+
+
+def count_best(
+    joint: JointInformation,
+    weights: tuple[float, float],
+    seed: int,
+    *,
+    most: int = MOST_TEACHERS,
+    fewest: bool | None = None,
+) -> list[JointStep]:
+    """How many of the best snapshots to take: as many as tell jointly what the best number of them tells.
+
+    Sets of the first one, two and so on are held against that of them which tells most; equal to it are those within
+    one standard error of their difference (of the same samples, by the jackknife).
+
+    Args:
+        joint: An empty set; its snapshots are in order, the best first.
+        weights: What a nat of I(X;F) and of I(Y;F) is worth.
+        seed: Of the jackknife's groups.
+        most: The largest number.
+        fewest: Whether the smallest of the equal numbers is taken, instead of the largest; None is ``FEWEST``.
+
+    Returns:
+        The steps; their members are the set.
+    """
+    steps: list[JointStep] = []
+    totals: list[Tensor] = []
+    for member in range(min(most, len(joint))):
+        joint.add(member)
+        x, y = joint.gains()
+        total = weights[0] * x + weights[1] * y
+        gains = total - totals[-1] if totals else total
+        error = float(jackknife_error(leave_one_out(gains, seed)))
+        steps.append(JointStep(member, float(x.mean()), float(y.mean()), float(gains.mean()), error))
+        totals.append(total)
+    best = max(totals, key=lambda total: float(total.mean()))
+    behind = [best - total for total in totals]
+    equal = [
+        place
+        for place, lacks in enumerate(behind)
+        if float(lacks.mean()) <= float(jackknife_error(leave_one_out(lacks, seed)))
+    ]
+    fewest = FEWEST if fewest is None else fewest
+    return steps[: (equal[0] if fewest else equal[-1]) + 1]
 
 
 def _solve(factor: Tensor, right: Tensor) -> Tensor:

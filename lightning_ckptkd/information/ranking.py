@@ -11,6 +11,8 @@ from lightning_ckptkd.information.uncertainty import jackknife_error
 
 NORMALISATIONS = ("max", "minmax", "entropy")
 ENSEMBLES = ("top", "greedy", "spaced")
+TIES = ("later", "earlier", "score")
+DEFAULT_TIES = "later"  # of every rule
 
 
 @dataclass(frozen=True)
@@ -95,28 +97,35 @@ def normalise(values: Tensor, how: str, entropy: float = 1.0) -> Tensor:
     return torch.where(largest > 0, values / largest.clamp_min(1e-300), 0.0)
 
 
-def rank_by_score(scores: Tensor, replicates: Tensor, steps: Tensor) -> Tensor:
+def rank_by_score(scores: Tensor, replicates: Tensor, steps: Tensor, ties: str = DEFAULT_TIES) -> Tensor:
     """Indices from the best score to the worst.
 
-    Scores within one standard error of their difference are equal for all that the probe set can say: of the best
-    that is left and those equal to it, the latest snapshot comes next.
+    Scores within one standard error of their difference (of the same samples, by the jackknife) are equal for all that
+    the probe set can say. Of the best that is left and those equal to it, one comes next by ``ties``, and so on; a
+    snapshot is held against the best that is left, not against its neighbour in rank.
 
     Args:
         scores: Shape (S,), finite.
         replicates: The scores without each group of samples in turn, shape (G, S).
         steps: Global step of each snapshot, shape (S,).
+        ties: Which of the equal ones comes next: the ``later`` in training, the ``earlier``, or that with the higher
+            ``score`` whatever its error, where the earlier of exactly equal ones comes first.
 
     Returns:
         Shape (S,), int64.
     """
     left, order = list(range(len(scores))), []
     while left:
-        best = max(left, key=lambda index: (float(scores[index]), int(steps[index])))
+        best = max(left, key=lambda index: (float(scores[index]), -float(steps[index])))
+        if ties == "score":
+            order.append(best)
+            left.remove(best)
+            continue
         errors = jackknife_error(replicates[:, [best]] - replicates[:, left]).tolist()
         equal = [
             index for index, error in zip(left, errors, strict=True) if float(scores[best] - scores[index]) <= error
         ]
-        order.append(max(equal, key=lambda index: int(steps[index])))
+        order.append((max if ties == "later" else min)(equal, key=lambda index: float(steps[index])))
         left.remove(order[-1])
     return torch.tensor(order, dtype=torch.long)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_ckptkd.errors import SelectionError
-from lightning_ckptkd.information.ranking import choose_spaced, rank_by_score
-from lightning_ckptkd.selecting.rules import PositionRule, Ranked, Rule
+from lightning_ckptkd.information.ranking import DEFAULT_TIES, choose_spaced, rank_by_score
+from lightning_ckptkd.selecting.rules import AUTO, PositionRule, Ranked, Rule
 from lightning_ckptkd.selecting.score import Score, replicates_of, values_of
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.snapshots import Candidate, JointChoice
@@ -18,9 +18,9 @@ from lightning_ckptkd.snapshots import Candidate, JointChoice
 STUDENT = "student_information"  # the term of a snapshot that was tried on a student
 
 Rank = Callable[[Sequence[Score]], Ranked]
-Grow = Callable[[Sequence[Score], Sequence[Candidate], int | None], Sequence[JointChoice]]
+Grow = Callable[[Sequence[Score], Sequence[Candidate], int | str | None], Sequence[JointChoice]]
 """Makes a joint choice: all usable scores, the candidates with the best first, and how many (None for as many as tell
-something)."""
+something, ``auto`` for as many of the best)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def choose_by_position(scores: Sequence[Score], rule: PositionRule, count: int) 
 def choose_by_score(
     scores: Sequence[Score],
     settings: SelectionSettings,
-    count: int,
+    count: int | str,
     rank: Rank,
     grow: Grow,
     students: Mapping[str, Score] | None = None,
@@ -65,7 +65,7 @@ def choose_by_score(
     Args:
         scores: Of every snapshot, in the order of training; at least ``count`` of them usable.
         settings: How to choose.
-        count: How many, where that does not depend on what they tell jointly.
+        count: How many, where that does not depend on what they tell jointly; ``auto`` where it does.
         rank: Makes scores of what was measured.
         grow: Makes a joint choice.
         students: Of snapshots that were tried on a student, by file: these come before all others, in the order of
@@ -76,22 +76,25 @@ def choose_by_score(
     candidates = list(ranked.candidates)
     steps = _steps(candidates)
     values = torch.tensor([candidate.score for candidate in candidates], dtype=torch.float64)
-    order = rank_by_score(values, ranked.replicates, steps)
+    ties = DEFAULT_TIES if settings.scoring is None else settings.scoring.ties
+    order = rank_by_score(values, ranked.replicates, steps, ties)
     if students:
         candidates = [_with_student(candidate, students.get(candidate.file)) for candidate in candidates]
-        order = _students_first(order, candidates, students, steps)
+        order = _students_first(order, candidates, students, steps, ties)
     best = [candidates[index] for index in order.tolist()]
     everything = _with_ranks(scores, candidates, best)
-    if settings.joint:
-        joint = tuple(grow(usable, best, settings.num_teachers))
+    greedy = settings.ensemble == "greedy"
+    if greedy or isinstance(count, str):
+        number = AUTO if not greedy else settings.num_teachers if isinstance(settings.num_teachers, int) else None
+        joint = tuple(grow(usable, best, number))
         return Choice(everything, tuple(step.file for step in joint), joint)
     if settings.ensemble == "spaced":
         best = [candidates[index] for index in choose_spaced(order, steps, count).tolist()]
     return Choice(everything, tuple(candidate.file for candidate in best[:count]))
 
 
-def how_many(scores: Sequence[Score], rule: Rule, wanted: int | None, folder: str) -> int:
-    """How many snapshots to choose.
+def how_many(scores: Sequence[Score], rule: Rule, wanted: int | str | None, folder: str) -> int | str:
+    """How many snapshots to choose; ``auto`` where that depends on what they tell jointly.
 
     Args:
         scores: Of every snapshot.
@@ -104,9 +107,12 @@ def how_many(scores: Sequence[Score], rule: Rule, wanted: int | None, folder: st
     """
     candidates = [score.candidate for score in scores]
     usable = sum(candidate.excluded is None for candidate in candidates)
-    if usable < (wanted or 1):
-        raise SelectionError(too_few(folder, wanted or 1, usable, len(candidates), candidates))
-    return min(rule.num_teachers, usable) if wanted is None else wanted
+    least = wanted if isinstance(wanted, int) else 1
+    if usable < least:
+        raise SelectionError(too_few(folder, least, usable, len(candidates), candidates))
+    if wanted is None:
+        return rule.num_teachers if isinstance(rule.num_teachers, str) else min(rule.num_teachers, usable)
+    return wanted
 
 
 def too_few(folder: str, wanted: int, usable: int, total: int, candidates: Sequence[Candidate] = ()) -> str:
@@ -142,10 +148,10 @@ def _with_student(candidate: Candidate, student: Score | None) -> Candidate:
 
 
 def _students_first(
-    order: Tensor, candidates: Sequence[Candidate], students: Mapping[str, Score], steps: Tensor
+    order: Tensor, candidates: Sequence[Candidate], students: Mapping[str, Score], steps: Tensor, ties: str
 ) -> Tensor:
     tried = [index for index, candidate in enumerate(candidates) if candidate.file in students]
     terms = [students[candidates[index].file].terms[STUDENT] for index in tried]
-    places = rank_by_score(values_of(terms), replicates_of(terms), steps[tried])
+    places = rank_by_score(values_of(terms), replicates_of(terms), steps[tried], ties)
     first = [tried[place] for place in places.tolist()]
     return torch.tensor([*first, *(index for index in order.tolist() if index not in tried)])

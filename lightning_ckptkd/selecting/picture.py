@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_ckptkd.selecting.rules import Column, Words
-from lightning_ckptkd.snapshots.selection import Candidate, JointChoice, Selection
+from lightning_ckptkd.snapshots.selection import Candidate, JointChoice, Selection, Worth
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
 PICTURE_NAME = "selection.png"
+_LINE = 120  # characters of the picture's width
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#666666"  # for colour-blind readers too
 
 
@@ -37,9 +39,16 @@ def draw_selection(selection: Selection, words: Words, store: SnapshotStore) -> 
         left.text(0.5, 0.5, words.nothing, ha="center", transform=left.transAxes)
         left.set(xticks=[], yticks=[])
     _draw_course(right, usable, chosen, words, selection.rule)
+    if selection.worth is not None:
+        figure.suptitle(textwrap.fill(as_sentence(selection.worth), _LINE), fontsize="medium")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     store.folder.write(PICTURE_NAME, [buffer.getvalue()], store.manifest.tag)
+
+
+def as_sentence(worth: Worth) -> str:
+    """What a choice is worth, as a sentence stands in a text."""
+    return worth.sentence[:1].upper() + worth.sentence[1:] + "."
 
 
 def _draw_plane(

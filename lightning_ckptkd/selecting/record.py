@@ -10,6 +10,7 @@ import torch
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.select import Outcome
 from lightning_ckptkd.selecting.settings import SelectionSettings
+from lightning_ckptkd.selecting.worth import worth_of
 from lightning_ckptkd.snapshots import Selection
 
 
@@ -21,7 +22,8 @@ def make_selection(run_id: str, settings: SelectionSettings, outcome: Outcome) -
         settings: What the choice was made with.
         outcome: The choice.
     """
-    rows, choice = outcome.rows, outcome.choice
+    rows, choice, scoring = outcome.rows, outcome.choice, settings.scoring
+    held_out = None if rows is None or scoring is None else scoring.held_out(rows.task)
     return Selection(
         run_id=run_id,
         rule=settings.rule.name,
@@ -32,6 +34,7 @@ def make_selection(run_id: str, settings: SelectionSettings, outcome: Outcome) -
         chosen=choice.chosen,
         joint=choice.joint,
         proxy=dict(outcome.proxy),
+        worth=worth_of(outcome.scores, choice.chosen, settings.rule, held_out, 0 if rows is None else len(rows)),
     )
 
 

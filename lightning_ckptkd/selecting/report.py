@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_ckptkd.selecting.picture import PICTURE_NAME
+from lightning_ckptkd.selecting.picture import PICTURE_NAME, as_sentence
 from lightning_ckptkd.selecting.rules import Column, Words
-from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
+from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection, Worth
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
 
@@ -66,6 +66,8 @@ def format_selection(selection: Selection, words: Words, store: SnapshotStore) -
         f"adds {_number(step.gain, step.gain_error)} to the score"
         for place, step in enumerate(selection.joint)
     ]
+    if selection.worth is not None:
+        notes.insert(0, as_sentence(selection.worth))
     if selection.proxy:
         notes.append(_proxy_note(selection.proxy))
     files = f"Written: {store.folder / SELECTION_NAME}, {store.folder / PICTURE_NAME}"
@@ -95,16 +97,32 @@ def _proxy_note(proxy: Mapping[str, Any]) -> str:
 
 
 def numbers_by_step(selection: Selection) -> Iterator[tuple[int, dict[str, float]]]:
-    """What a logger gets: the global step of each snapshot, and its numbers."""
+    """What a logger gets: the global step of each snapshot, and its numbers.
+
+    At the last one's step is what the choice is worth: ``selection/last_lacks_nats``, its error, and
+    ``selection/matters``, 1 or 0, or missing where it can't be said.
+    """
     names = ("input_information", "label_information", "accuracy", "score", "student_information")
     for candidate in selection.candidates:
         numbers = {f"selection/{name}": getattr(candidate, name) for name in names}
         known = {name: value for name, value in numbers.items() if value is not None}
         if known:
-            yield (
-                candidate.global_step,
-                {**known, "selection/chosen": float(candidate.file in selection.chosen)},
-            )
+            known["selection/chosen"] = float(candidate.file in selection.chosen)
+        if candidate is selection.candidates[-1]:
+            known |= _numbers_of_worth(selection.worth)
+        if known:
+            yield candidate.global_step, known
+
+
+def _numbers_of_worth(worth: Worth | None) -> dict[str, float]:
+    if worth is None:
+        return {}
+    numbers = {
+        "selection/last_lacks_nats": worth.lacks_nats,
+        "selection/last_lacks_error": worth.standard_error,
+        "selection/matters": worth.matters,
+    }
+    return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def _number(value: float | None, error: float | None = None) -> str:

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.information.joint import MOST_TEACHERS
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import Choice, choose_by_score, how_many
 from lightning_ckptkd.selecting.items import Harvested, Item
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules import ScoringRule
+from lightning_ckptkd.selecting.rules import DEFAULT_NUMBER, ScoringRule
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import scoring_key
 from lightning_ckptkd.selecting.settings import SelectionSettings
@@ -79,6 +81,8 @@ class ScoredSnapshots:
         """
         settings = self._settings
         count = how_many(self.scores, self._rule, settings.num_teachers, self._harvested.folder)
+        if isinstance(count, str) and settings.num_teachers is None and not self._can_join():
+            count = min(DEFAULT_NUMBER, sum(score.candidate.excluded is None for score in self.scores))
         return choose_by_score(self.scores, settings, count, self._scorer.scorer.rank, self._grow, students)
 
     def keep(self) -> None:
@@ -98,9 +102,23 @@ class ScoredSnapshots:
         self._harvested.memo.write(self._key, item.snapshot, score)
         return score
 
-    def _grow(self, scores: Sequence[Score], best: Sequence[Candidate], count: int | None) -> Sequence[JointChoice]:
+    def _can_join(self) -> bool:
+        """Whether what several snapshots tell together can be had, where only a rule's default asks for it."""
+        if self._settings.ensemble != "top" or not self._rule.joint:
+            return False
+        try:
+            self._rule.check_rows(self.rows, joint=True)
+        except ArgumentError:  # the reason is not the user's to mend: nothing was asked for
+            return False
+        return True
+
+    def _grow(
+        self, scores: Sequence[Score], best: Sequence[Candidate], count: int | str | None
+    ) -> Sequence[JointChoice]:
         scorer: Any = self._scorer.scorer  # a JointScorer: the settings have checked it
-        pool = scorer.pool(best, count or 1)
+        by_data = isinstance(count, str)
+        pool = scorer.pool(best, 1 if by_data else count or 1)
+        pool = pool[:MOST_TEACHERS] if by_data else pool
         items = {item.snapshot.file: item for item in self._harvested.items}
         own = range(current_rank(), len(pool), num_ranks())
 

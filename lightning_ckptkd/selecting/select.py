@@ -7,7 +7,7 @@ choice is written to, is the door's business.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules import PositionRule, ScoringRule
+from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.scoring import ScoredSnapshots, spread
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import check_snapshot
@@ -37,11 +38,13 @@ class Outcome:
         choice: What was chosen.
         rows: The probe set as it was scored; None where nothing was run.
         proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
+        scores: Of every snapshot, in the order of training.
     """
 
     choice: Choice
     rows: ProbeRows | None = None
     proxy: Mapping[str, Any] = field(default_factory=dict)
+    scores: Sequence[Score] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def select_by_position(
     _check_count(harvested, settings)
     scores = spread(harvested.items, lambda own: [check_snapshot(item) for item in own], progress=progress)
     count = how_many(scores, rule, settings.num_teachers, harvested.folder)
-    return Outcome(choose_by_position(scores, rule, count))
+    assert isinstance(count, int)  # the settings have checked it
+    return Outcome(choose_by_position(scores, rule, count), scores=scores)
 
 
 def select_by_score(
@@ -118,7 +122,7 @@ def select_by_score(
     _check_count(harvested, settings)
     needed = trial is not None
     scored = ScoredSnapshots(harvested, settings, rule, module, probe, device, need_logits=needed, progress=progress)
-    outcome = Outcome(scored.choose(), scored.rows)
+    outcome = Outcome(scored.choose(), scored.rows, scores=scored.scores)
     on_rank_zero(scored.keep)
     if trial is None:
         return outcome
@@ -138,6 +142,6 @@ def select_by_score(
 
 
 def _check_count(harvested: Harvested, settings: SelectionSettings) -> None:
-    wanted, total = settings.num_teachers or 1, len(harvested.items)
+    wanted, total = settings.least, len(harvested.items)
     if wanted > total:
         raise SelectionError(too_few(harvested.folder, wanted, total, total))

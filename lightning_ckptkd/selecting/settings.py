@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_ckptkd.errors import ArgumentError, near_names
-from lightning_ckptkd.information.ranking import ENSEMBLES
+from lightning_ckptkd.information.ranking import ENSEMBLES, TIES
+from lightning_ckptkd.selecting.rules import AUTO as BY_DATA
 from lightning_ckptkd.selecting.rules import MI, PositionRule, Rule, ScoringRule
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.infer import AUTO, make_task
@@ -17,7 +18,7 @@ class SelectionSettings:
     """Everything that decides a choice besides the snapshots and the probe set; :class:`MISelector` explains each."""
 
     rule: Rule = field(default_factory=MI)
-    num_teachers: int | None = None
+    num_teachers: int | str | None = None
     ensemble: str = "top"
     logits_key: str | int | None = None
     task: Task | str = AUTO
@@ -34,12 +35,26 @@ class SelectionSettings:
             )
         if self.batch_size < 1:
             raise ArgumentError(f"batch_size should be 1 or more, got {self.batch_size}.")
-        if self.num_teachers is not None and self.num_teachers < 1:
+        if isinstance(self.num_teachers, str) and self.num_teachers != BY_DATA:
+            raise ArgumentError(f"num_teachers should be a number, {BY_DATA!r} or None, got {self.num_teachers!r}.")
+        if isinstance(self.num_teachers, int) and self.num_teachers < 1:
             raise ArgumentError(f"num_teachers should be 1 or more, got {self.num_teachers}.")
         if self.joint and (self.scoring is None or not self.scoring.joint):
+            asks, instead = ("ensemble='greedy'", "ensemble='top' or 'spaced'")
+            if self.ensemble != "greedy":
+                asks, instead = (f"num_teachers={BY_DATA!r}", "a number, or leave num_teachers out,")
             raise ArgumentError(
-                f"ensemble='greedy' needs rule='mi' with input_estimator='gaussian', or another rule that can tell "
-                f"what a set tells jointly, got {self.rule.name!r}. Use ensemble='top' or 'spaced' for it."
+                f"{asks} needs rule='mi' with input_estimator='gaussian', or another rule that can tell "
+                f"what a set tells jointly, got {self.rule.name!r}. Use {instead} for it."
+            )
+        if self.num_teachers == BY_DATA and self.ensemble == "spaced":
+            raise ArgumentError(
+                f"num_teachers={BY_DATA!r} takes as many of the best as tell something, and ensemble='spaced' keeps a "
+                "distance that depends on their number. Use ensemble='top', or give a number."
+            )
+        if self.scoring is not None and self.scoring.ties not in TIES:
+            raise ArgumentError(
+                f"ties={self.scoring.ties!r} is unknown. Near names: {near_names(str(self.scoring.ties), TIES)}."
             )
         self.rule.options()  # a rule of the user's own may not say them
         make_task(self.task, self.ignore_index)
@@ -51,8 +66,13 @@ class SelectionSettings:
 
     @property
     def joint(self) -> bool:
-        """Whether a set is chosen by what its members tell together."""
-        return self.ensemble == "greedy"
+        """Whether what several snapshots tell together decides which are chosen, or how many."""
+        return self.ensemble == "greedy" or self.num_teachers == BY_DATA
+
+    @property
+    def least(self) -> int:
+        """How many snapshots there must be."""
+        return self.num_teachers if isinstance(self.num_teachers, int) else 1
 
     def named_task(self) -> Task | None:
         """The task that the user named; None where it is told from the data."""

@@ -65,6 +65,13 @@ class Fields:
             raise self._wrong(key, "a finite number or null")
         return float(value)
 
+    def optional_flag(self, key: str) -> bool | None:
+        """True or false at ``key``, or None where it is null or absent."""
+        value = self._document.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(key, "true, false or null")
+        return value
+
     def number(self, key: str) -> float:
         """The finite number at ``key``."""
         value = self.optional_number(key)

@@ -81,6 +81,24 @@ class JointChoice:
 
 
 @dataclass(frozen=True)
+class Worth:
+    """What a choice is worth, as far as the probe set tells.
+
+    Attributes:
+        lacks_nats: What the last usable snapshot lacks of the held-out information I(Y;F) of the chosen ones, on their
+            mean, in nats; below 0 where it has more; None where that was not measured.
+        standard_error: Of that difference, in nats; likewise.
+        matters: Whether choosing matters; None where it can't be said.
+        sentence: The same in words.
+    """
+
+    lacks_nats: float | None
+    standard_error: float | None
+    matters: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Selection:
     """A choice among the snapshots of one harvest.
 
@@ -94,6 +112,7 @@ class Selection:
         chosen: Names of the chosen files, the best first.
         joint: The steps of a joint choice; empty where each snapshot was chosen by itself.
         proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
+        worth: Whether the choice matters; None in a record of an earlier version.
     """
 
     run_id: str
@@ -105,6 +124,7 @@ class Selection:
     chosen: tuple[str, ...] = ()
     joint: tuple[JointChoice, ...] = ()
     proxy: dict[str, Any] = field(default_factory=dict)
+    worth: Worth | None = None
 
     def write(self, store: SnapshotStore) -> None:
         """Write the choice into the harvest's folder, sealed: whole or not at all."""
@@ -141,6 +161,7 @@ class Selection:
             chosen=tuple(str(name) for name in fields.items("chosen")),
             joint=tuple(_read_joint(item) for item in fields.optional_objects("joint")),
             proxy=fields.optional_plain("proxy"),
+            worth=_read_worth(fields.optional_object("worth")),
         )
         if selection.run_id != store.manifest.run_id:
             raise SnapshotError(
@@ -164,6 +185,17 @@ class Selection:
 
 def _identity(known: Candidate | Snapshot) -> tuple[str, str, int, int]:
     return known.file, known.sha256, known.epoch, known.global_step
+
+
+def _read_worth(fields: Fields | None) -> Worth | None:
+    if fields is None:
+        return None
+    return Worth(
+        lacks_nats=fields.optional_number("lacks_nats"),
+        standard_error=fields.optional_number("standard_error"),
+        matters=fields.optional_flag("matters"),
+        sentence=fields.text("sentence"),
+    )
 
 
 def _read_joint(fields: Fields) -> JointChoice:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.gaussian import gaussian_gains
-from lightning_ckptkd.information.joint import JointInformation, grow_set, reduce_features
+from lightning_ckptkd.information.joint import JointInformation, count_best, grow_set, reduce_features
 from lightning_ckptkd.information.label import head_gains
 
 N = 2000
@@ -71,6 +71,31 @@ def test_greedy_takes_what_is_new_and_stops_where_nothing_is() -> None:
     members = [step.member for step in grow_set(joint, 0, None, (1.0, 1.0), 0)]
     assert members[:2] == [0, 4]
     assert len(members) < len(features)
+
+
+def logits_of_teachers(*noises: float) -> list[Tensor]:
+    """Logits of the labels, each teacher with noise of its own of that size."""
+    return [2 * torch.nn.functional.one_hot(LABELS, 3) + noise * torch.randn(N, 3) for noise in noises]
+
+
+def numbers(*noises: float) -> tuple[int, int]:
+    """The fewest and the most of teachers that tell what the best number of them tells."""
+    logits = logits_of_teachers(*noises)
+    x, features = torch.randn(N, 2).double(), [torch.randn(N, 2).double() for _ in logits]
+    steps = [
+        count_best(JointInformation(x, features, logits, LABELS, FOLDS), (0.0, 1.0), 0, most=6, fewest=fewest)
+        for fewest in (True, False)
+    ]
+    assert all([step.member for step in some] == list(range(len(some))) for some in steps), "the best, in order"
+    return len(steps[0]), len(steps[1])
+
+
+def test_how_many_of_the_best_to_take() -> None:
+    assert numbers(1.0, 1.0, 8.0, 8.0) == (2, 2), "what harms the set is left out"
+    assert numbers(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0) == (6, 6), "each helps, and six are the most"
+    alone = logits_of_teachers(1.0)[0]
+    joint = JointInformation(torch.randn(N, 2).double(), [torch.randn(N, 2).double()] * 3, [alone] * 3, LABELS, FOLDS)
+    assert len(count_best(joint, (0.0, 1.0), 0, fewest=True)) == 1, "twins add nothing"
 
 
 def test_the_label_term_is_that_of_the_mean_logits() -> None:

@@ -32,10 +32,11 @@ def test_normalise() -> None:
     assert normalise(stacked, "max").tolist() == [[0.5, 1.0, 0.0]] * 2, "each row by itself"
 
 
-def test_of_equal_scores_the_later_is_first() -> None:
+@pytest.mark.parametrize(("ties", "first"), [("later", [2, 1]), ("earlier", [1, 2]), ("score", [1, 2])])
+def test_of_exactly_equal_scores(ties: str, first: list[int]) -> None:
     scores = torch.tensor([1.0, 3.0, 3.0, 2.0]).double()
-    order = rank_by_score(scores, scores.expand(5, 4), torch.tensor([1, 2, 3, 4]))
-    assert order.tolist() == [2, 1, 3, 0]
+    order = rank_by_score(scores, scores.expand(5, 4), torch.tensor([1, 2, 3, 4]), ties)
+    assert order.tolist() == [*first, 3, 0]
 
 
 def test_scores_within_a_standard_error_of_their_difference_are_equal() -> None:
@@ -44,8 +45,11 @@ def test_scores_within_a_standard_error_of_their_difference_are_equal() -> None:
     own = torch.zeros(20, 3).double()
     own[:, 1] = 0.01 * torch.randn(20)
     steps = torch.tensor([1, 2, 3])
-    assert rank_by_score(scores, scores + shared + own, steps).tolist() == [1, 0, 2]
-    assert rank_by_score(scores, scores + shared + own / 100, steps).tolist() == [0, 1, 2]
+    assert rank_by_score(scores, scores + shared + own, steps, "later").tolist() == [1, 0, 2]
+    assert rank_by_score(scores, scores + shared + own / 100, steps, "later").tolist() == [0, 1, 2]
+    swapped = torch.tensor([2, 1, 3])
+    assert rank_by_score(scores, scores + shared + own, swapped, "earlier").tolist() == [1, 0, 2]
+    assert rank_by_score(scores, scores + shared + own, swapped, "score").tolist() == [0, 1, 2]
 
 
 def test_score_rule() -> None:

@@ -1,6 +1,8 @@
 """Rules: how snapshots are scored and ordered. One a file; ``base`` says what a rule of your own implements."""
 
 from lightning_ckptkd.selecting.rules.base import (
+    AUTO,
+    DEFAULT_NUMBER,
     JointScorer,
     Needs,
     PositionRule,
@@ -22,9 +24,11 @@ from lightning_ckptkd.selecting.rules.registry import (
     no_such_option,
     where_it_went,
 )
-from lightning_ckptkd.selecting.rules.words import Column, Words
+from lightning_ckptkd.selecting.rules.words import Column, HeldOut, Words
 
 __all__ = [
+    "AUTO",
+    "DEFAULT_NUMBER",
     "MCMI",
     "MI",
     "RULES",
@@ -32,6 +36,7 @@ __all__ = [
     "Column",
     "Full",
     "Half",
+    "HeldOut",
     "JointScorer",
     "Loss",
     "MeanRule",

@@ -20,13 +20,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.information.ranking import DEFAULT_TIES
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.words import Words
+from lightning_ckptkd.selecting.rules.words import HeldOut, Words
 from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.snapshots import Candidate, JointChoice
 from lightning_ckptkd.snapshots.fields import json_safe
+from lightning_ckptkd.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class JointScorer(Scorer, Protocol):
         """What is needed of one snapshot of the pool; it must be possible to pickle."""
 
     def grow(
-        self, scores: Sequence[Score], files: Sequence[str], members: Sequence[Any], count: int | None
+        self, scores: Sequence[Score], files: Sequence[str], members: Sequence[Any], count: int | str | None
     ) -> list[JointChoice]:
         """Make a set, the first of the pool in it.
 
@@ -91,18 +93,25 @@ class JointScorer(Scorer, Protocol):
             scores: Of all usable snapshots.
             files: Of the pool.
             members: What :meth:`member` gave of each.
-            count: How many; None goes on while one more tells something.
+            count: How many; None goes on while one more tells something. ``auto``: the first of the pool, as many
+                as tell what the best number of them tells.
         """
+
+
+DEFAULT_NUMBER = 3  # of teachers
+AUTO = "auto"  # as many teachers as the data say
 
 
 class Rule:
     """How the snapshots of a harvest are put into an order.
 
     Attributes:
-        num_teachers: How many are chosen where the user does not say.
+        num_teachers: How many are chosen where the user does not say. ``auto``, for a rule that can choose a set by
+            what its members tell together, is as many as the data say, and ``DEFAULT_NUMBER`` where a task or a
+            network does not let it.
     """
 
-    num_teachers: ClassVar[int] = 3
+    num_teachers: ClassVar[int | str] = DEFAULT_NUMBER
     short_name: ClassVar[str] = ""  # of the package's own
 
     @property
@@ -163,7 +172,14 @@ class PositionRule(Rule, ABC):
 
 
 class ScoringRule(Rule, ABC):
-    """A rule that runs the snapshots on the probe set."""
+    """A rule that runs the snapshots on the probe set.
+
+    Attributes:
+        ties: Which of snapshots with equal scores comes first; see :func:`.information.ranking.rank_by_score`. A rule
+            of your own may take it as an option or set it.
+    """
+
+    ties: str = DEFAULT_TIES
 
     @property
     def joint(self) -> bool:
@@ -174,12 +190,17 @@ class ScoringRule(Rule, ABC):
         """What it wants of each snapshot; ``joint`` if a set is chosen by what its members tell together."""
         return Needs(what=f"rule={self.name!r}")
 
+    def held_out(self, task: Task) -> HeldOut | None:
+        """Which of its terms says how much a snapshot tells of the labels of this task; None: none does."""
+        return None
+
     def key(self) -> dict[str, Any]:
         """All that what it measures of a snapshot depends on: scores that were kept are taken for the same key only.
 
         Leave out options that matter only when scores are ranked. The code of a rule of your own is in it.
         """
-        return {**self.describe(), "code": _code_of(type(self))}
+        described = {name: value for name, value in self.describe().items() if name != "ties"}
+        return {**described, "code": _code_of(type(self))}
 
     def check(self, probe: Probe) -> None:
         """Refuse inputs that can't be scored, before anything runs.

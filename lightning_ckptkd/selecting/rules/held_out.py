@@ -9,9 +9,10 @@ from typing_extensions import override
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.mean import MeanRule
-from lightning_ckptkd.selecting.rules.words import Words
+from lightning_ckptkd.selecting.rules.mean import SCORE, MeanRule
+from lightning_ckptkd.selecting.rules.words import HeldOut, Words
 from lightning_ckptkd.selecting.score import Term
+from lightning_ckptkd.tasks.base import Task
 
 
 class Accuracy(MeanRule):
@@ -23,6 +24,10 @@ class Accuracy(MeanRule):
     @override
     def words(self) -> Words:
         return Words(score="share right")
+
+    @override
+    def held_out(self, task: Task) -> HeldOut | None:
+        return HeldOut(SCORE, "points of accuracy", 100.0)
 
     @override
     def measure(self, features: Features, rows: ProbeRows) -> Term:
@@ -48,6 +53,10 @@ class Loss(MeanRule):
     @override
     def words(self) -> Words:
         return Words(score="H(Y) - CE nats")
+
+    @override
+    def held_out(self, task: Task) -> HeldOut | None:
+        return HeldOut(SCORE) if task.classes else HeldOut(SCORE, "of squared error")
 
     @override
     def measure(self, features: Features, rows: ProbeRows) -> Term:

@@ -10,16 +10,25 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_ckptkd.information.ranking import DEFAULT_TIES
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import Ranked, Scorer, ScoringRule
 from lightning_ckptkd.selecting.score import Score, Term, replicates_of
 
-_SCORE = "score"  # the name of the only term
+SCORE = "score"  # the name of the only term
 
 
 class MeanRule(ScoringRule):
-    """A rule with one number, larger is better, that is a mean over the probe set."""
+    """A rule with one number, larger is better, that is a mean over the probe set.
+
+    Args:
+        ties: Which of snapshots with scores within one standard error of their difference comes first: the ``later``,
+            the ``earlier``, or that with the higher ``score``.
+    """
+
+    def __init__(self, ties: str = DEFAULT_TIES) -> None:
+        self.ties = ties
 
     @abstractmethod
     def measure(self, features: Features, rows: ProbeRows) -> Term:
@@ -59,10 +68,10 @@ class _MeanScorer:
         self._rule, self._rows = rule, rows
 
     def score(self, features: Features) -> dict[str, Term]:
-        return {_SCORE: self._rule.measure(features, self._rows)}
+        return {SCORE: self._rule.measure(features, self._rows)}
 
     def rank(self, scores: Sequence[Score]) -> Ranked:
-        terms = [score.terms[_SCORE] for score in scores]
+        terms = [score.terms[SCORE] for score in scores]
         candidates = [
             replace(score.candidate, score=term.value, score_error=term.error)
             for score, term in zip(scores, terms, strict=True)

@@ -10,20 +10,22 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.information.likelihoods import LIKELIHOODS
-from lightning_ckptkd.information.ranking import NORMALISATIONS, ScoreRule
+from lightning_ckptkd.information.ranking import DEFAULT_TIES, NORMALISATIONS, ScoreRule
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.base import JointScorer, Needs, ScoringRule, code_of
+from lightning_ckptkd.selecting.rules.base import DEFAULT_NUMBER, JointScorer, Needs, ScoringRule, code_of
 from lightning_ckptkd.selecting.rules.input_vectors import InputView, input_vectors
-from lightning_ckptkd.selecting.rules.mi_scorer import Estimators, MIScorer
-from lightning_ckptkd.selecting.rules.words import Column, Words
+from lightning_ckptkd.selecting.rules.mi_scorer import LABEL, Estimators, MIScorer
+from lightning_ckptkd.selecting.rules.words import Column, HeldOut, Words
+from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import describe
 
 FEATURES = ("layer", "logits", "probabilities")
 INPUT_ESTIMATORS = ("gaussian", "convolutional")
 LABEL_ESTIMATORS = ("head", "logistic", "convolutional")
 _BOUNDED = {("gaussian", likelihood) for likelihood in LIKELIHOODS} | {("convolutional", "bce")}
+_JOINT = "ensemble='greedy' (or num_teachers='auto')"
 _AFTER_SCORING = (
     "input_weight",
     "label_weight",
@@ -62,12 +64,15 @@ class MI(ScoringRule):
         decoder_steps: Training steps of a convolutional network, at most.
         input_view: What X is instead, for the Gaussian decoder: a function of a :class:`.Batch` of N samples, on the
             CPU, that gives numbers (N, D); by class path from a config.
+        ties: Which of snapshots with scores within one standard error of their difference comes first: the ``later``,
+            the ``earlier``, or that with the higher ``score``.
 
     Raises:
         ArgumentError: If an option can't be used.
     """
 
     short_name: ClassVar[str] = "mi"
+    num_teachers: ClassVar[int | str] = DEFAULT_NUMBER  # or AUTO
 
     def __init__(
         self,
@@ -84,13 +89,14 @@ class MI(ScoringRule):
         likelihood: str = "bce",
         decoder_steps: int = 300,
         input_view: InputView | None = None,
+        ties: str = DEFAULT_TIES,
     ) -> None:
         self.feature, self.layer, self.temperature = feature, layer, temperature
         self.input_estimator, self.label_estimator, self.given_label = input_estimator, label_estimator, given_label
         self.input_weight, self.label_weight = input_weight, label_weight
         self.normalisation, self.label_floor = normalisation, label_floor
         self.likelihood, self.decoder_steps = likelihood, decoder_steps
-        self.input_view = input_view
+        self.input_view, self.ties = input_view, ties
         self._check_options()
 
     @property
@@ -118,9 +124,13 @@ class MI(ScoringRule):
             vectors=self.feature == "layer",
             feature_map="convolutional" in (self.input_estimator, self.label_estimator),
             layer=self.layer,
-            what="label_estimator='head'" if of_head else "ensemble='greedy'" if joint else f"feature={self.feature!r}",
+            what="label_estimator='head'" if of_head else _JOINT if joint else f"feature={self.feature!r}",
             remedy="use rule=MI(label_estimator='logistic') with feature='layer'",
         )
+
+    @override
+    def held_out(self, task: Task) -> HeldOut | None:
+        return HeldOut(LABEL)
 
     @override
     def describe(self) -> dict[str, object]:
@@ -155,14 +165,14 @@ class MI(ScoringRule):
         for argument, needs_labels in (
             ("given_label=True", self.given_label),
             (f"label_estimator={self.label_estimator!r}", self.label_estimator != "head"),
-            ("ensemble='greedy'", joint),
+            (_JOINT, joint),
         ):
             if needs_labels:
                 rows.labels(argument)
         if joint and input_vectors(rows.probe, self.input_view).values is None:
             raise ArgumentError(
-                "ensemble='greedy' needs I(X;F), and the inputs can't be had as numbers (N, D). Give "
-                "rule=MI(input_view=...), a function of a batch that gives them, or leave ensemble out."
+                f"{_JOINT} needs I(X;F), and the inputs can't be had as numbers (N, D). Give "
+                "rule=MI(input_view=...), a function of a batch that gives them, or leave that option out."
             )
         if self.feature != "layer" and rows.samples is not None:
             raise ArgumentError(

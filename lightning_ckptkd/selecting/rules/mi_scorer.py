@@ -16,7 +16,7 @@ from lightning_ckptkd.information.convolutional import (
 )
 from lightning_ckptkd.information.gaussian import gaussian_ceiling, gaussian_gains
 from lightning_ckptkd.information.inputs import principal_components, within_classes
-from lightning_ckptkd.information.joint import JointInformation, grow_set, reduce_features
+from lightning_ckptkd.information.joint import JointInformation, count_best, grow_set, reduce_features
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.ranking import ScoreRule
@@ -130,7 +130,7 @@ class MIScorer:
         scores: Sequence[Score],
         files: Sequence[str],
         members: Sequence[tuple[Tensor, Tensor | None]],
-        count: int | None,
+        count: int | str | None,
     ) -> list[JointChoice]:
         """A set by I(X; F1..Fk) and I(Y;F) of the mean logits."""
         assert self.x is not None
@@ -143,7 +143,11 @@ class MIScorer:
             self._rows.folds,
         )
         x, y = values_of(self._input_terms(scores)), values_of([score.terms[LABEL] for score in scores])
-        steps = grow_set(joint, 0, count, self._weighting(scores).weights_of_nats(x, y), self._rows.seed)
+        weights = self._weighting(scores).weights_of_nats(x, y)
+        if isinstance(count, str):
+            steps = count_best(joint, weights, self._rows.seed)
+        else:
+            steps = grow_set(joint, 0, count, weights, self._rows.seed)
         return [
             JointChoice(files[step.member], step.input_information, step.label_information, step.gain, step.gain_error)
             for step in steps

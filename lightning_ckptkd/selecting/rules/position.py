@@ -15,7 +15,7 @@ class Full(PositionRule):
     """The last snapshot: the fully trained teacher."""
 
     short_name: ClassVar[str] = "full"
-    num_teachers: ClassVar[int] = 1
+    num_teachers: ClassVar[int | str] = 1
 
     @override
     def order(self, steps: Tensor, count: int) -> Tensor:
@@ -26,7 +26,7 @@ class Half(PositionRule):
     """The snapshot half-way through training: the paper's practical default."""
 
     short_name: ClassVar[str] = "half"
-    num_teachers: ClassVar[int] = 1
+    num_teachers: ClassVar[int | str] = 1
 
     @override
     def order(self, steps: Tensor, count: int) -> Tensor:

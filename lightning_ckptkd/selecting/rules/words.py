@@ -23,6 +23,21 @@ class Column:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Which of a rule's terms says how much a snapshot tells of held-out labels.
+
+    Attributes:
+        term: Its name.
+        unit: What it is measured in, once it is scaled.
+        scale: What it is multiplied by.
+    """
+
+    term: str
+    unit: str = "nats"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Words:
     """How a rule presents itself.
 

@@ -100,7 +100,9 @@ def test_inputs_that_are_no_vectors_are_left_out_in_one_line(tmp_path: Path) -> 
     with pytest.raises(ArgumentError, match=r"label_weight=0, and I\(X;F\) is left out"):
         MISelector(rule=MI(label_weight=0)).select(tmp_path, Ragged(), loader, progress=False)
     with (
-        pytest.raises(ArgumentError, match=r"ensemble='greedy' needs I.*or leave ensemble out"),
+        pytest.raises(
+            ArgumentError, match=r"ensemble='greedy' \(or num_teachers='auto'\) needs I.*or leave that option out"
+        ),
         pytest.warns(UserWarning, match=told),
     ):
         MISelector(ensemble="greedy").select(tmp_path, Ragged(), loader, progress=False)

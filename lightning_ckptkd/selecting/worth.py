@@ -1,0 +1,156 @@
+"""What a choice is worth: how much held-out information the last snapshot lacks against the chosen ones, in words.
+
+The information is I(Y;F), what a snapshot tells of labels that it was not trained on, in nats. Differences are between
+snapshots on the same probe samples, with the jackknife's error of the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from torch import Tensor
+
+from lightning_ckptkd.information.uncertainty import jackknife_error
+from lightning_ckptkd.selecting.rules import HeldOut, Rule
+from lightning_ckptkd.selecting.score import Score, replicates_of, values_of
+from lightning_ckptkd.snapshots import Candidate, Worth
+
+LEAST_NATS = 0.02  # a loss below it is too little to matter, however sure it is
+COARSE_NATS = 0.05  # a probe by which such a loss would not be seen can't say that there is none
+LEAST_SAMPLES = 100  # of a probe: below it, a jackknife of 20 groups has less than five samples in each
+_DOUBT = 0.025  # that any of all snapshots differs from the last one by chance alone, on one side
+
+
+@dataclass(frozen=True)
+class _Course:
+    """Held-out information over training.
+
+    Attributes:
+        names: Of the snapshots, in words.
+        values: Shape (S,).
+        replicates: Without each group of samples in turn, shape (G, S).
+        chosen: Places of the chosen ones.
+        most: Standard errors up to which a difference may be chance; more where there are more snapshots to differ.
+    """
+
+    names: Sequence[str]
+    values: Tensor
+    replicates: Tensor
+    chosen: Sequence[int]
+    most: float
+
+    def lacks(self) -> tuple[float, float]:
+        """What the last snapshot lacks against the mean of the chosen ones, and its standard error."""
+        chosen = list(self.chosen)
+        return (
+            float(self.values[chosen].mean() - self.values[-1]),
+            float(jackknife_error(self.replicates[:, chosen].mean(1) - self.replicates[:, -1])),
+        )
+
+    def equal(self, place: int) -> list[bool]:
+        """Which snapshots are equal to that one within their errors."""
+        differences = (self.values - self.values[place]).abs()
+        errors = jackknife_error(self.replicates - self.replicates[:, [place]])
+        return [bool(equal) for equal in differences <= self.most * errors]
+
+
+def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_out: HeldOut | None, size: int) -> Worth:
+    """Whether a choice matters, in one sentence.
+
+    It does where the last snapshot lacks ``LEAST_NATS`` or more, and more than chance would give the largest of as many
+    differences as there are snapshots. It can't be said where no information was measured, the probe is smaller than
+    ``LEAST_SAMPLES``, or its errors are such that a loss of ``COARSE_NATS`` would not be seen.
+
+    Args:
+        scores: Of every snapshot, in the order of training.
+        chosen: Names of the chosen files.
+        rule: That chose.
+        held_out: What of its terms says how much a snapshot tells of the labels; None: none does.
+        size: Number of probe samples.
+    """
+    usable = [score for score in scores if score.candidate.excluded is None]
+    places = [place for place, score in enumerate(usable) if score.candidate.file in chosen]
+    if held_out is None or not places or any(held_out.term not in score.terms for score in usable):
+        return _unknown(
+            f"rule {rule.name!r} does not measure what snapshots tell of held-out labels: rule 'mi' or 'loss' does"
+        )
+    terms = [score.terms[held_out.term] for score in usable]
+    name = _namer([score.candidate for score in usable])
+    course = _Course(
+        [name(score.candidate) for score in usable],
+        values_of(terms),
+        replicates_of(terms),
+        places,
+        _quantile(1 - _DOUBT / len(usable), len(terms[0].replicates) - 1),
+    )
+    last = "the last snapshot" if usable[-1] is scores[-1] else f"the last usable snapshot ({course.names[-1]})"
+    if held_out.unit != "nats":
+        return _in_other_units(course, rule, held_out, last)
+    if size < LEAST_SAMPLES:
+        return _unknown(f"a probe of {size} samples is too small, {LEAST_SAMPLES} or more are needed")
+    return _in_nats(course, last, size)
+
+
+def _in_nats(course: _Course, last: str, size: int) -> Worth:
+    lacks, error = course.lacks()
+    shown = f"{_number(lacks, error)} nats"
+    if lacks > course.most * error:
+        many = f" ({lacks / error:.0f} standard errors)" if error > 0 else ""
+        if lacks < LEAST_NATS:
+            return Worth(lacks, error, False, f"too little to matter: {last} lacks {shown}{many} of the chosen")
+        best = int(course.values.argmax())
+        until = max(place for place, equal in enumerate(course.equal(best)) if equal)
+        fallen = f"over-fitted after {course.names[until]}: " if until < len(course.names) - 1 else ""
+        return Worth(lacks, error, True, f"{fallen}{last} lacks {shown}{many} of the chosen")
+    if course.most * error > COARSE_NATS:
+        enough = 100 * math.ceil(size * (course.most * error / COARSE_NATS) ** 2 / 100)
+        return Worth(
+            lacks,
+            error,
+            None,
+            f"it can't be said whether the choice matters: {last} lacks {shown} of the chosen, and on {size} probe "
+            f"samples a loss of {COARSE_NATS} nats would not be seen; about {enough} would show it",
+        )
+    if -lacks > course.most * error:
+        return Worth(
+            lacks, error, False, f"nothing gained by the choice: {last} has {_number(-lacks, error)} nats more"
+        )
+    equal = course.equal(len(course.names) - 1)
+    since = 1 + max((place for place, same in enumerate(equal) if not same), default=-1)
+    if since <= min(course.chosen) and since < len(equal) - 1:
+        words = "all snapshots" if since == 0 else f"all snapshots from {course.names[since]} on"
+        return Worth(lacks, error, False, f"nothing to choose: {words} are equal within their errors")
+    return Worth(lacks, error, False, f"nothing to choose: {last} lacks {shown} of the chosen, which is within errors")
+
+
+def _in_other_units(course: _Course, rule: Rule, held_out: HeldOut, last: str) -> Worth:
+    lacks, error = (held_out.scale * part for part in course.lacks())
+    return _unknown(
+        f"{last} lacks {_number(lacks, error)} {held_out.unit} of the chosen, and rule {rule.name!r} does not measure "
+        "nats: rule 'mi' does"
+    )
+
+
+def _unknown(why: str) -> Worth:
+    return Worth(None, None, None, f"it can't be said whether the choice matters: {why}")
+
+
+def _quantile(share: float, degrees: int) -> float:
+    """Of Student's t, since a jackknife of few groups is not sure of its error; by Cornish and Fisher's expansion."""
+    z = NormalDist().inv_cdf(share)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+def _number(value: float, error: float) -> str:
+    digits = 3 if error < 0.1 else 2
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _namer(candidates: Sequence[Candidate]) -> Callable[[Candidate], str]:
+    """What snapshots are called: by epoch, or by step where several are of one epoch."""
+    if len({candidate.epoch for candidate in candidates}) == len(candidates):
+        return lambda candidate: f"epoch {candidate.epoch}"
+    return lambda candidate: f"step {candidate.global_step}"
