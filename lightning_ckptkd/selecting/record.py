@@ -32,6 +32,7 @@ def make_selection(run_id: str, settings: SelectionSettings, outcome: Outcome) -
         chosen=choice.chosen,
         joint=choice.joint,
         proxy=dict(outcome.proxy),
+        soup=dict(outcome.soup),
     )
 
 

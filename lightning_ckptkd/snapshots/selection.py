@@ -26,6 +26,8 @@ class Candidate:
         input_error: Its standard error over probe samples in nats; likewise.
         label_information: I(Y;F) in nats; likewise.
         label_error: Its standard error in nats; likewise.
+        temperature: What its logits are divided by for the lowest cross-entropy on the probe set; above 1 where the
+            snapshot is over-confident. None where it gives no scores of classes.
         accuracy: Share of the probe set that the snapshot itself gets right; None where it gives no logits.
         student_information: I(Y;S) in nats of the student S that a short proxy distillation gave; None where the
             snapshot was not tried.
@@ -47,6 +49,7 @@ class Candidate:
     input_error: float | None = None
     label_information: float | None = None
     label_error: float | None = None
+    temperature: float | None = None
     accuracy: float | None = None
     student_information: float | None = None
     student_error: float | None = None
@@ -92,6 +95,9 @@ class Selection:
         chosen: Names of the chosen files, the best first.
         joint: The steps of a joint choice; empty where each snapshot was chosen by itself.
         proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
+        soup: Of a choice by ``ensemble="soup"``: whether a soup teaches (``taken``), its file and hash if so, its
+            members, how it was made, what it and its best member tell of held-out labels, and why it was not taken if
+            not; else empty.
     """
 
     run_id: str
@@ -103,6 +109,14 @@ class Selection:
     chosen: tuple[str, ...] = ()
     joint: tuple[JointChoice, ...] = ()
     proxy: dict[str, Any] = field(default_factory=dict)
+    soup: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """Files of the snapshots whose weights teach: the chosen ones, of a soup its members."""
+        if not self.soup.get("taken"):
+            return self.chosen
+        return tuple(str(member["file"]) for member in self.soup["members"])
 
     def write(self, store: SnapshotStore) -> None:
         """Write the choice into the harvest's folder: whole or not at all."""
@@ -133,6 +147,7 @@ class Selection:
             chosen=tuple(str(name) for name in fields.items("chosen")),
             joint=tuple(_read_joint(item) for item in fields.optional_objects("joint")),
             proxy=fields.optional_plain("proxy"),
+            soup=_read_soup(fields),
         )
         if selection.run_id != store.manifest.run_id:
             raise SnapshotError(
@@ -141,7 +156,9 @@ class Selection:
                 f"select again: `ckptkd select {store.folder}`."
             )
         hashes = {candidate.file: candidate.sha256 for candidate in selection.candidates}
-        known = {snapshot.file: snapshot.sha256 for snapshot in store.snapshots}
+        if selection.soup.get("taken"):
+            hashes[selection.soup["file"]] = selection.soup["sha256"]
+        known = {snapshot.file: snapshot.sha256 for snapshot in (*store.snapshots, *store.soups)}
         for name in selection.chosen:
             if name not in known or hashes.get(name) != known[name]:
                 raise SnapshotError(
@@ -151,6 +168,19 @@ class Selection:
         if not selection.chosen:
             raise SnapshotError(f"{where} chooses no snapshot; select again: `ckptkd select {store.folder}`.")
         return selection
+
+
+def _read_soup(fields: Fields) -> dict[str, Any]:
+    """What is said of a soup; of one that teaches with all that is asked for later."""
+    soup = fields.optional_object("soup")
+    found = fields.optional_plain("soup")
+    if soup is not None and found.get("taken"):
+        for name in ("file", "sha256"):
+            soup.text(name)
+        for member in soup.objects("members"):
+            member.text("file")
+        soup.optional_number("temperature")
+    return found
 
 
 def _read_joint(fields: Fields) -> JointChoice:
@@ -178,6 +208,7 @@ def read_candidate(fields: Fields) -> Candidate:
         input_error=fields.optional_number("input_error"),
         label_information=fields.optional_number("label_information"),
         label_error=fields.optional_number("label_error"),
+        temperature=fields.optional_number("temperature"),
         accuracy=fields.optional_number("accuracy"),
         student_information=fields.optional_number("student_information"),
         student_error=fields.optional_number("student_error"),

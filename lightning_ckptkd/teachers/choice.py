@@ -38,7 +38,7 @@ def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = N
         )
         selected, choice = False, "full"
     if selected:
-        by_file = {snapshot.file: snapshot for snapshot in store.snapshots}
+        by_file = {snapshot.file: snapshot for snapshot in (*store.snapshots, *store.soups)}
         return [by_file[name] for name in Selection.read(store).chosen]
     if isinstance(choice, str):
         if choice not in _POSITIONS:

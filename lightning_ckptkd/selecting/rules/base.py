@@ -163,7 +163,14 @@ class PositionRule(Rule, ABC):
 
 
 class ScoringRule(Rule, ABC):
-    """A rule that runs the snapshots on the probe set."""
+    """A rule that runs the snapshots on the probe set.
+
+    Attributes:
+        held_out: Name of the term that says how well a network itself foretells held-out labels, larger is better;
+            None where none does, so that no soup can be judged by it.
+    """
+
+    held_out: ClassVar[str | None] = None
 
     @property
     def joint(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,12 @@ _SCORE = "score"  # the name of the only term
 
 
 class MeanRule(ScoringRule):
-    """A rule with one number, larger is better, that is a mean over the probe set."""
+    """A rule with one number, larger is better, that is a mean over the probe set.
+
+    A soup is judged by it too, unless ``held_out = None`` says that it does not tell of labels.
+    """
+
+    held_out: ClassVar[str | None] = _SCORE
 
     @abstractmethod
     def measure(self, features: Features, rows: ProbeRows) -> Term:

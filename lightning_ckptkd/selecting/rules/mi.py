@@ -16,7 +16,7 @@ from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import JointScorer, Needs, ScoringRule, code_of
 from lightning_ckptkd.selecting.rules.input_vectors import InputView, input_vectors
-from lightning_ckptkd.selecting.rules.mi_scorer import Estimators, MIScorer
+from lightning_ckptkd.selecting.rules.mi_scorer import LABEL, Estimators, MIScorer
 from lightning_ckptkd.selecting.rules.words import Column, Words
 from lightning_ckptkd.tasks.batch import describe
 
@@ -68,6 +68,7 @@ class MI(ScoringRule):
     """
 
     short_name: ClassVar[str] = "mi"
+    held_out: ClassVar[str | None] = LABEL
 
     def __init__(
         self,
