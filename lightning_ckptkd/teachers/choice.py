@@ -63,7 +63,10 @@ def scores_of(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[float | 
     Raises:
         SnapshotError: If ``selection.json`` is missing, or can't be trusted.
     """
-    scores = {candidate.file: candidate.score for candidate in Selection.read(store).candidates}
+    selection = Selection.read(store)
+    scores = {candidate.file: candidate.score for candidate in selection.candidates}
+    if selection.soup.get("taken"):
+        scores[selection.soup["file"]] = 1.0  # it teaches alone, whatever it counts
     return [scores.get(snapshot.file) for snapshot in chosen]
 
 
