@@ -18,7 +18,7 @@ from lightning_ckptkd.errors import (
     TeacherError,
 )
 from lightning_ckptkd.harvester import CheckpointHarvester
-from lightning_ckptkd.selecting import StudentProxy
+from lightning_ckptkd.selecting import Soup, StudentProxy
 from lightning_ckptkd.selector import MISelector
 from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
 from lightning_ckptkd.teachers import CutMix, Mixup, TeacherCache
@@ -37,6 +37,7 @@ __all__ = [
     "SelectionError",
     "SnapshotError",
     "SnapshotStore",
+    "Soup",
     "StudentProxy",
     "TeacherCache",
     "TeacherError",

@@ -24,6 +24,7 @@ from lightning_ckptkd.selecting import (
     Harvested,
     ScoreFiles,
     SelectionSettings,
+    Soup,
     StudentProxy,
     TrainingData,
     Trial,
@@ -34,6 +35,7 @@ from lightning_ckptkd.selecting import (
     select_by_score,
 )
 from lightning_ckptkd.selecting.batch_hooks import HookedBatches
+from lightning_ckptkd.selecting.batch_norm import batch_norms
 from lightning_ckptkd.selecting.by_hand import changed_options, command_by_hand, saved_config
 from lightning_ckptkd.selecting.foresight import check_number, check_probe
 from lightning_ckptkd.selecting.picture import draw_selection
@@ -46,7 +48,7 @@ from lightning_ckptkd.selecting.rules import (
     names_of_rules,
     no_such_option,
 )
-from lightning_ckptkd.snapshots import Selection, SnapshotStore
+from lightning_ckptkd.snapshots import Selection, SnapshotStore, commit_soup
 from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
@@ -85,7 +87,8 @@ class MISelector(Callback):
             as add more than the standard error of what they add, 8 at most.
         ensemble: How a set is chosen from the scores: ``top``, the best; ``spaced``, the best that are no neighbours,
             each 1 / (2 num_teachers) of training away from the others; ``greedy``, one after another by what the set
-            tells jointly, I(X; F1..Fk) and I(Y;F) of the mean logits.
+            tells jointly, I(X; F1..Fk) and I(Y;F) of the mean logits; ``soup``, one network, the mean of the weights
+            of several, or a :class:`Soup`. It is a snapshot of its own in the harvest; where averaging loses, ``top``.
         probe: Dataloader of the probe set. None takes it from the run's data.
         probe_split: Which of the run's dataloaders: ``val``, ``train`` or ``test``; of several the first.
         probe_size: Number of probe samples, drawn with ``seed``.
@@ -116,7 +119,7 @@ class MISelector(Callback):
         snapshots: str | Path | None = None,
         rule: Rule | str = "mi",
         num_teachers: int | Literal["auto"] | None = None,
-        ensemble: str = "top",
+        ensemble: str | Soup = "top",
         probe: DataLoader[Any] | None = None,
         probe_split: str = "val",
         probe_size: int = 2000,
@@ -210,10 +213,9 @@ class MISelector(Callback):
         split = self.probe_split if self.settings.scoring is not None and self.probe is None else None
 
         def loaders() -> tuple[Any, Any]:
-            proxy = self.student_proxy is not None
             return (
                 None if split is None else loader_of(trainer, pl_module, split),
-                loader_of(trainer, pl_module, "train") if proxy else None,
+                loader_of(trainer, pl_module, "train") if self._needs_training_data(pl_module) else None,
             )
 
         probe, train = on_each_rank(loaders)
@@ -275,7 +277,8 @@ class MISelector(Callback):
                 the model itself); its weights are left as they are. Not needed for a rule that goes by position.
             probe: Dataloader of the probe set; likewise. None takes the selector's own, or that of ``probe_split`` of
                 ``datamodule`` or of the model.
-            train: Dataloader of the training data; only a ``student_proxy`` needs it. None takes that of either.
+            train: Dataloader of the training data; only a ``student_proxy`` and a soup of networks with BatchNorm need
+                it. None takes that of either.
             datamodule: Whose batch hooks are run, as the Trainer runs them in validation, beside the model's.
             device: Where the model runs.
             progress: Whether to show a progress bar.
@@ -290,7 +293,13 @@ class MISelector(Callback):
         submodule, whole = store.manifest.source.get("submodule"), model
         if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):
             model = get_submodule(model, submodule, "submodule")
-        harvested = Harvested(read_items(store), ScoreFiles(store), str(store.folder), whole=submodule is None)
+        harvested = Harvested(
+            read_items(store),
+            ScoreFiles(store),
+            str(store.folder),
+            whole=submodule is None,
+            commit_soup=partial(commit_soup, store.folder),
+        )
         rule, scoring = self.settings.rule, self.settings.scoring
         with isolate_rng():
             seed_all(self.settings.seed)  # random transforms of the probe set draw from it
@@ -302,7 +311,7 @@ class MISelector(Callback):
                 def loaders() -> tuple[Any, Any]:
                     given = self.probe if probe is None else probe
                     own = partial(loader_without_run, datamodule, whole)
-                    needs_train = self.student_proxy is not None and train is None
+                    needs_train = train is None and self._needs_training_data(model)
                     return (
                         own(self.probe_split, "probe") if given is None else given,
                         own("train", "train") if needs_train else train,
@@ -322,6 +331,7 @@ class MISelector(Callback):
                     model,
                     samples,
                     trial=self._make_trial(store, model, training, transfer),
+                    training=self._soup_data(model, training, transfer),
                     device=device,
                     progress=progress,
                 )
@@ -350,6 +360,15 @@ class MISelector(Callback):
             TrainingData(train, self._make_reader(model), transfer),
             before=lambda outcome: make_selection(run_id, settings, outcome).write(store),
         )
+
+    def _needs_training_data(self, model: nn.Module | None) -> bool:
+        soup = self.settings.soup is not None and model is not None and bool(batch_norms(model))
+        return soup or self.student_proxy is not None
+
+    def _soup_data(self, model: nn.Module, train: Iterable[Any] | None, transfer: Transfer) -> TrainingData | None:
+        if train is None or self.settings.soup is None:
+            return None
+        return TrainingData(train, self._make_reader(model), transfer, asked_by="ensemble='soup'")
 
     def _what_is_missing(self, store: SnapshotStore, model: nn.Module | None) -> str:
         named = store.manifest.source.get("class_path")

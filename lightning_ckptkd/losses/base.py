@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.losses.combine import COMBINATIONS, combine_logits, normalised_weights
+from lightning_ckptkd.losses.scale import NONE, STANDARDISED, check_scale, scaled, standardised
 
 PER_TEACHER = "per_teacher"
 
@@ -25,12 +26,16 @@ class LogitLoss(nn.Module, ABC):
         temperature: T > 0.
         combine: ``logits`` or ``probabilities``: the loss of :func:`combine_logits`. ``per_teacher``: the mean over
             teachers of the loss with each.
+        scale: What the teachers' logits are multiplied by before that: a number, or ``none``; ``fitted``, each
+            teacher's by its own, so that its fitted temperature is the last snapshot's, as ``selection.json`` has them
+            (see :func:`.fitted_scales`); or ``standardised``: the teachers' logits (their combination) and the
+            student's are standardised over the classes of each sample, see :func:`.losses.scale.standardised`.
 
     Raises:
         ArgumentError: If an argument can't be used.
     """
 
-    def __init__(self, temperature: float = 5.0, combine: str = "logits") -> None:
+    def __init__(self, temperature: float = 5.0, combine: str = "logits", scale: float | str = NONE) -> None:
         super().__init__()
         check_temperature(temperature)
         choices = (*COMBINATIONS, PER_TEACHER)
@@ -38,6 +43,7 @@ class LogitLoss(nn.Module, ABC):
             raise ArgumentError(f"combine should be one of {', '.join(choices)}, got {combine!r}.")
         self.temperature = temperature
         self.combine = combine
+        self.scale = check_scale(scale)
 
     @abstractmethod
     def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
@@ -63,6 +69,7 @@ class LogitLoss(nn.Module, ABC):
         teacher_logits: Tensor,
         target: Tensor | None = None,
         weights: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch; 0 where it has no sample, as where no pixel of it has a label.
 
@@ -72,6 +79,7 @@ class LogitLoss(nn.Module, ABC):
             target: Class indices, shape (N,); None where the loss does not need them.
             weights: Of the teachers, shape (M,), each 0 or more and not all 0, divided by their sum; None: the same
                 for all.
+            scales: What the logits of each teacher are multiplied by, shape (M,), for ``scale="fitted"``.
 
         Returns:
             Shape ().
@@ -89,8 +97,13 @@ class LogitLoss(nn.Module, ABC):
             )
         if not len(student_logits):
             return student_logits.sum() * 0
+        teachers = scaled(teachers, self.scale, scales)
+        student = standardised(student_logits) if self.scale == STANDARDISED else student_logits
         if self.combine != PER_TEACHER:
-            return self.pair(student_logits, self.combined(teachers, weights), target)
+            return self._pair(student, self.combined(teachers, weights), target)
         shares = normalised_weights(weights, teachers)
-        losses = torch.stack([self.pair(student_logits, teacher, target) for teacher in teachers])
+        losses = torch.stack([self._pair(student, teacher, target) for teacher in teachers])
         return (losses * shares).sum()
+
+    def _pair(self, student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
+        return self.pair(student, standardised(teacher) if self.scale == STANDARDISED else teacher, target)

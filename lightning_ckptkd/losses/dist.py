@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_ckptkd.losses.arguments import check_term_weight, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
-
-_ROUNDING = 16  # machine epsilons within which a row counts as constant
+from lightning_ckptkd.losses.scale import NONE, unit_rows
 
 
 def dist_loss(
@@ -46,17 +44,7 @@ def dist_loss(
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     """One minus Pearson's correlation, the mean over rows."""
-    return 1 - (_standardised(a) * _standardised(b)).sum(1).mean()
-
-
-def _standardised(rows: Tensor) -> Tensor:
-    """Each row less its mean and scaled to norm 1, or 0 where it is constant."""
-    centred = rows - rows.mean(1, keepdim=True)
-    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    info = torch.finfo(rows.dtype)
-    rounding = _ROUNDING * info.eps * torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True)
-    varies = norm > rounding.clamp_min(info.tiny**0.5)  # below, squares underflow
-    return torch.where(varies, centred / torch.where(varies, norm, 1), 0)
+    return 1 - (unit_rows(a) * unit_rows(b)).sum(1).mean()
 
 
 class DISTLoss(LogitLoss):
@@ -67,15 +55,21 @@ class DISTLoss(LogitLoss):
         combine: See :class:`LogitLoss`.
         beta: Weight of the relations between the classes of a sample, 0 or more.
         gamma: Weight of the relations between the samples of a class, 0 or more.
+        scale: See :class:`LogitLoss`.
 
     Raises:
         ArgumentError: If an argument can't be used.
     """
 
     def __init__(
-        self, temperature: float = 5.0, combine: str = "logits", beta: float = 1.0, gamma: float = 1.0
+        self,
+        temperature: float = 5.0,
+        combine: str = "logits",
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        scale: float | str = NONE,
     ) -> None:
-        super().__init__(temperature, combine)
+        super().__init__(temperature, combine, scale)
         check_term_weight("beta", beta)
         check_term_weight("gamma", gamma)
         self.beta, self.gamma = beta, gamma

@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import check_term_weight, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
+from lightning_ckptkd.losses.scale import NONE
 
 
 def dkd_loss(
@@ -79,15 +80,21 @@ class DKDLoss(LogitLoss):
         combine: See :class:`LogitLoss`.
         alpha: Weight of TCKD, 0 or more.
         beta: Weight of NCKD, 0 or more.
+        scale: See :class:`LogitLoss`.
 
     Raises:
         ArgumentError: If an argument can't be used.
     """
 
     def __init__(
-        self, temperature: float = 5.0, combine: str = "logits", alpha: float = 1.0, beta: float = 8.0
+        self,
+        temperature: float = 5.0,
+        combine: str = "logits",
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        scale: float | str = NONE,
     ) -> None:
-        super().__init__(temperature, combine)
+        super().__init__(temperature, combine, scale)
         check_term_weight("alpha", alpha)
         check_term_weight("beta", beta)
         self.alpha, self.beta = alpha, beta

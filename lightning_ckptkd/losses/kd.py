@@ -75,6 +75,7 @@ class KDLoss(LogitLoss):
     Args:
         temperature: T > 0.
         combine: See :class:`LogitLoss`.
+        scale: Likewise.
     """
 
     @override

@@ -37,6 +37,7 @@ class MSELoss(LogitLoss):
         temperature: T > 0; of use with ``probabilities`` only.
         combine: See :class:`LogitLoss`. With ``probabilities``, which leave open what is added to all logits of a
             sample, that is chosen such that their mean over classes is the teachers'. So one teacher stays as it is.
+        scale: See :class:`LogitLoss`.
     """
 
     @override

@@ -6,6 +6,7 @@ from lightning_ckptkd.selecting.record import make_selection
 from lightning_ckptkd.selecting.score_files import ScoreFiles
 from lightning_ckptkd.selecting.select import Outcome, Trial, select_by_position, select_by_score
 from lightning_ckptkd.selecting.settings import SelectionSettings
+from lightning_ckptkd.selecting.soup import Soup
 from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.selecting.training_data import TrainingData
 
@@ -14,6 +15,7 @@ __all__ = [
     "Outcome",
     "ScoreFiles",
     "SelectionSettings",
+    "Soup",
     "StudentProxy",
     "TrainingData",
     "Trial",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from lightning_ckptkd.selecting.score import Score
-from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore
+from lightning_ckptkd.snapshots import Candidate, Snapshot, SnapshotStore, SoupSnapshot
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Item:
         """For the record, before anything is known of it but why it can't be chosen, if so."""
         snapshot = self.snapshot
         return Candidate(snapshot.file, snapshot.sha256, snapshot.epoch, snapshot.global_step, excluded=excluded)
+
+
+CommitSoup = Callable[[Mapping[str, Tensor], Sequence[Snapshot], Mapping[str, Any]], SoupSnapshot]
 
 
 class Memo(Protocol):
@@ -55,12 +58,14 @@ class Harvested:
         memo: Scores that are there already.
         folder: Where they are, for messages.
         whole: Whether they are of all that was trained, rather than of a part of it.
+        commit_soup: Adds a mean of them to their folder; see :func:`.snapshots.commit_soup`.
     """
 
     items: Sequence[Item]
     memo: Memo
     folder: str
     whole: bool = True
+    commit_soup: CommitSoup | None = None
 
 
 def read_items(store: SnapshotStore) -> list[Item]:

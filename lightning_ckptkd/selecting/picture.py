@@ -30,7 +30,7 @@ def draw_selection(selection: Selection, words: Words, store: SnapshotStore) -> 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     usable = [candidate for candidate in selection.candidates if candidate.excluded is None]
-    chosen = [candidate for candidate in usable if candidate.file in selection.chosen]
+    chosen = [candidate for candidate in usable if candidate.file in selection.taught_by]
     if len(words.columns) >= 2 and _with(usable, words.columns[0].field):
         _draw_plane(figure, left, usable, chosen, words.columns[0], words.columns[1], selection.joint)
     elif _with(usable, "score"):

@@ -35,6 +35,7 @@ def make_selection(run_id: str, settings: SelectionSettings, outcome: Outcome) -
         joint=choice.joint,
         proxy=dict(outcome.proxy),
         worth=worth_of(outcome.scores, choice.chosen, settings.rule, held_out, 0 if rows is None else len(rows)),
+        soup=dict(outcome.soup),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_ckptkd.selecting.picture import PICTURE_NAME, as_sentence
 from lightning_ckptkd.selecting.rules import Column, Words
+from lightning_ckptkd.selecting.soup_words import describe_soup
 from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection, Worth
 from lightning_ckptkd.snapshots.store import SnapshotStore
 
@@ -49,7 +50,7 @@ def format_selection(selection: Selection, words: Words, store: SnapshotStore) -
             f"{candidate.global_step}",
             *(_cell(candidate, column) for column in known),
             "" if candidate.rank is None else str(candidate.rank),
-            "chosen" if candidate.file in selection.chosen else "excluded" if candidate.excluded else "",
+            "chosen" if candidate.file in selection.taught_by else "excluded" if candidate.excluded else "",
         ]
         for candidate in selection.candidates
     ]
@@ -68,6 +69,8 @@ def format_selection(selection: Selection, words: Words, store: SnapshotStore) -
     ]
     if selection.worth is not None:
         notes.insert(0, as_sentence(selection.worth))
+    if selection.soup:
+        notes.append(describe_soup(selection.soup))
     if selection.proxy:
         notes.append(_proxy_note(selection.proxy))
     files = f"Written: {store.folder / SELECTION_NAME}, {store.folder / PICTURE_NAME}"
@@ -107,7 +110,7 @@ def numbers_by_step(selection: Selection) -> Iterator[tuple[int, dict[str, float
         numbers = {f"selection/{name}": getattr(candidate, name) for name in names}
         known = {name: value for name, value in numbers.items() if value is not None}
         if known:
-            known["selection/chosen"] = float(candidate.file in selection.chosen)
+            known["selection/chosen"] = float(candidate.file in selection.taught_by)
         if candidate is selection.candidates[-1]:
             known |= _numbers_of_worth(selection.worth)
         if known:

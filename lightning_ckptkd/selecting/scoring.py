@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +22,24 @@ from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import scoring_key
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
+from lightning_ckptkd.selecting.soup import Soup
+from lightning_ckptkd.selecting.soup_builder import Member, SoupBuilder
+from lightning_ckptkd.selecting.training_data import TrainingData
 from lightning_ckptkd.snapshots import Candidate, JointChoice
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank, on_rank_zero
+
+
+@dataclass(frozen=True)
+class SoupChoice:
+    """A choice after a soup was tried.
+
+    Attributes:
+        choice: With the soup's file chosen where one was made.
+        record: What ``selection.json`` says of it.
+    """
+
+    choice: Choice
+    record: dict[str, Any]
 
 
 class ScoredSnapshots:
@@ -84,6 +101,49 @@ class ScoredSnapshots:
         if isinstance(count, str) and settings.num_teachers is None and not self._can_join():
             count = min(DEFAULT_NUMBER, sum(score.candidate.excluded is None for score in self.scores))
         return choose_by_score(self.scores, settings, count, self._scorer.scorer.rank, self._grow, students)
+
+    def make_soup(self, choice: Choice, soup: Soup, data: TrainingData | None, *, progress: bool = False) -> SoupChoice:
+        """Make a soup of ranked snapshots, on rank 0 while the others wait, and commit it where it is worth taking.
+
+        Args:
+            choice: The ranks, and what is chosen where no soup is.
+            soup: How.
+            data: For BatchNorm statistics.
+            progress: Whether rank 0 shows a progress bar.
+
+        Raises:
+            SnapshotError: If a file is damaged, weights can't be averaged, or the soup can't be written.
+        """
+        commit, name = self._harvested.commit_soup, self._rule.soup_term
+        assert commit is not None and name is not None, "the settings have checked it"
+        settings = self._settings
+        items = {item.snapshot.file: item for item in self._harvested.items}
+        terms = {score.candidate.file: score.terms[name] for score in self.scores if score.candidate.excluded is None}
+        places = {file: place for place, file in enumerate(terms)}
+        ranked = sorted((one for one in choice.candidates if one.rank is not None), key=lambda one: one.rank or 0)
+        members = [Member(items[one.file], terms[one.file], places[one.file]) for one in ranked]
+
+        def make() -> tuple[dict[str, Any], tuple[str, ...]]:
+            with borrowed(self._module, self._device):
+                builder = SoupBuilder(
+                    soup,
+                    self._scorer,
+                    self._module,
+                    members,
+                    data,
+                    batch_size=settings.batch_size,
+                    seed=settings.seed,
+                )
+                made = builder.make(
+                    lambda tried: tqdm(tried, desc="Making a soup", unit="snapshot", disable=not progress)
+                )
+            if made.weights is None:
+                return made.record, choice.chosen
+            found = commit(made.weights, made.members, made.recipe or {})
+            return {**made.record, "file": found.file, "sha256": found.sha256}, (found.file,)
+
+        record, chosen = on_rank_zero(make)
+        return SoupChoice(replace(choice, chosen=chosen), record)
 
     def keep(self) -> None:
         """Keep the scores for later selections; rank 0 alone."""

@@ -39,12 +39,14 @@ class Outcome:
         rows: The probe set as it was scored; None where nothing was run.
         proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
         scores: Of every snapshot, in the order of training.
+        soup: What is recorded of a soup; likewise.
     """
 
     choice: Choice
     rows: ProbeRows | None = None
     proxy: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[Score] = ()
+    soup: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def select_by_score(
     probe: Probe,
     *,
     trial: Trial | None = None,
+    training: TrainingData | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Outcome:
@@ -110,6 +113,7 @@ def select_by_score(
         module: A module that the snapshots fit.
         probe: The probe samples.
         trial: Ranks the best again by what a student learns from them.
+        training: For the BatchNorm statistics of a soup.
         device: Where the module runs.
         progress: Whether rank 0 shows a progress bar.
 
@@ -124,8 +128,28 @@ def select_by_score(
     scored = ScoredSnapshots(harvested, settings, rule, module, probe, device, need_logits=needed, progress=progress)
     outcome = Outcome(scored.choose(), scored.rows, scores=scored.scores)
     on_rank_zero(scored.keep)
-    if trial is None:
+    if trial is not None:
+        outcome = _try_students(harvested, settings, rule, module, scored, outcome, trial, device, progress=progress)
+    soup = settings.soup
+    if soup is None:
         return outcome
+    found = scored.make_soup(outcome.choice, soup, training, progress=progress)
+    return replace(outcome, choice=found.choice, soup=found.record)
+
+
+def _try_students(
+    harvested: Harvested,
+    settings: SelectionSettings,
+    rule: ScoringRule,
+    module: nn.Module,
+    scored: ScoredSnapshots,
+    outcome: Outcome,
+    trial: Trial,
+    device: torch.device | str,
+    *,
+    progress: bool,
+) -> Outcome:
+    """The choice again with students."""
     on_rank_zero(lambda: trial.before(outcome))
     started = time.perf_counter()
     proxy = trial.proxy

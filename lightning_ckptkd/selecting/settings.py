@@ -9,6 +9,8 @@ from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.information.ranking import ENSEMBLES, TIES
 from lightning_ckptkd.selecting.rules import AUTO as BY_DATA
 from lightning_ckptkd.selecting.rules import MI, PositionRule, Rule, ScoringRule
+from lightning_ckptkd.selecting.soup import NAME as SOUP
+from lightning_ckptkd.selecting.soup import Soup
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.infer import AUTO, make_task
 
@@ -19,7 +21,7 @@ class SelectionSettings:
 
     rule: Rule = field(default_factory=MI)
     num_teachers: int | str | None = None
-    ensemble: str = "top"
+    ensemble: str | Soup = "top"
     logits_key: str | int | None = None
     task: Task | str = AUTO
     ignore_index: int = -100
@@ -29,9 +31,13 @@ class SelectionSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.rule, (PositionRule, ScoringRule)):
             raise ArgumentError(f"rule={self.rule.name!r} should be a ScoringRule or a PositionRule.")
-        if self.ensemble not in ENSEMBLES:
+        if self.soup is None and self.ensemble not in ENSEMBLES:
+            near = near_names(str(self.ensemble), (*ENSEMBLES, SOUP))
+            raise ArgumentError(f"ensemble={self.ensemble!r} is unknown. Near names: {near}.")
+        if self.soup is not None and (self.scoring is None or self.scoring.soup_term is None):
             raise ArgumentError(
-                f"ensemble={self.ensemble!r} is unknown. Near names: {near_names(str(self.ensemble), ENSEMBLES)}."
+                f"ensemble='soup' needs a rule that measures what a network tells of held-out labels, and "
+                f"rule={self.rule.name!r} does not. Use rule='mi', 'loss' or 'accuracy', or ensemble='top'."
             )
         if self.batch_size < 1:
             raise ArgumentError(f"batch_size should be 1 or more, got {self.batch_size}.")
@@ -65,6 +71,11 @@ class SelectionSettings:
         return self.rule if isinstance(self.rule, ScoringRule) else None
 
     @property
+    def soup(self) -> Soup | None:
+        """How a soup is made, where one is asked for."""
+        return Soup.of(self.ensemble)
+
+    @property
     def joint(self) -> bool:
         """Whether what several snapshots tell together decides which are chosen, or how many."""
         return self.ensemble == "greedy" or self.num_teachers == BY_DATA
@@ -94,7 +105,7 @@ class SelectionSettings:
         return {
             "rule": self.rule.describe(),
             "num_teachers": self.num_teachers,
-            "ensemble": self.ensemble,
+            "ensemble": self.ensemble.describe() if isinstance(self.ensemble, Soup) else self.ensemble,
             "logits_key": self.logits_key,
             "task": None if task is None else task.describe(),
             "batch_size": self.batch_size,

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ckptkd.information.temperature import fitted_temperature
 from lightning_ckptkd.selecting.features import Features, extract_features, find_unusable
 from lightning_ckptkd.selecting.items import Item
 from lightning_ckptkd.selecting.looking import look, tell_of_missing_classes
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules import ScoringRule
-from lightning_ckptkd.selecting.score import Score
+from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.snapshots.weights import find_non_finite, load_into
+
+Prepare = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class HeldOutTerm:
+    """What a network tells of held-out labels.
+
+    Attributes:
+        term: By the rule's own measure; None where features or logits are not finite, or the same for each sample.
+        temperature: Fitted to its logits; None where it gives no scores of classes.
+    """
+
+    term: Term | None
+    temperature: float | None
 
 
 class SnapshotScorer:
@@ -49,7 +65,7 @@ class SnapshotScorer:
         whole: bool,
         need_logits: bool = False,
     ) -> None:
-        self._settings, self._module = settings, module
+        self._settings, self._rule, self._module = settings, rule, module
         rule.check(probe)
         self._reading, _ = look(settings, rule, module, probe, whole=whole, need_logits=need_logits)
         task, num_classes = self._reading.task, self._reading.num_classes
@@ -70,15 +86,43 @@ class SnapshotScorer:
             return Score(replace(candidate, excluded=reason))
         if features.hits is not None:
             candidate = replace(candidate, accuracy=self.rows.share(features.hits).value)
+        candidate = replace(candidate, temperature=self._temperature(features))
         terms = self.scorer.score(features)
         numbers = [number for term in terms.values() for number in (term.value, *term.replicates)]
         if not all(map(math.isfinite, numbers)):
             return Score(replace(candidate, excluded="its score on the probe set is not finite"))
         return Score(candidate, terms)
 
+    def held_out(self, weights: Mapping[str, Tensor], file: str, prepare: Prepare | None = None) -> HeldOutTerm:
+        """What weights that are no snapshot's tell of held-out labels.
+
+        Args:
+            weights: Of the module.
+            file: What they are, for messages.
+            prepare: Is given the module with the weights in it, before it runs.
+        """
+        name, scorer = self._rule.soup_term, self.scorer
+        assert name is not None, "the settings have checked it"
+        load_into(self._module, weights, file, argument="model")
+        self._module.eval()
+        if prepare is not None:
+            prepare(self._module)
+        features = extract_features(self._module, self.rows, self._reading.layers, self._settings.logits_key)
+        if find_unusable(features):
+            return HeldOutTerm(None, None)
+        measure = getattr(scorer, "held_out", None)  # which spares the other terms
+        term = scorer.score(features)[name] if measure is None else measure(features)
+        finite = all(map(math.isfinite, (term.value, *term.replicates)))
+        return HeldOutTerm(term if finite else None, self._temperature(features))
+
     def features(self, item: Item) -> Features:
         """What a snapshot that was scored makes of the probe samples."""
         return self._run(item, item.load())
+
+    def _temperature(self, features: Features) -> float | None:
+        if features.logits is None or not self.rows.task.classes:
+            return None
+        return fitted_temperature(features.logits, self.rows.targets)
 
     def _run(self, item: Item, weights: Mapping[str, Tensor]) -> Features:
         load_into(self._module, weights, item.snapshot.file, argument="model")

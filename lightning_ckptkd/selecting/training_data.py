@@ -1,4 +1,4 @@
-"""What the students of a proxy distillation are trained on."""
+"""Training data: what a proxy's students are trained on, and a soup's BatchNorm sees."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from lightning_ckptkd.trainer.seeding import seed_all
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the proxy's students are trained on.
+    """What the proxy's students are trained on, and what a soup's BatchNorm statistics are of.
 
     Attributes:
         loader: The run's training data.
         reader: Unpacks its batches.
         transfer: What is done to a batch before.
+        asked_by: The option that asks for it, for messages.
     """
 
     loader: Iterable[Any]
     reader: BatchReader
     transfer: Transfer | None = None
+    asked_by: str = "student_proxy"
 
     def batches(self, steps: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """The same batches at each call with the same seed, also where transforms are random.
@@ -44,17 +46,16 @@ class TrainingData:
     def _all_batches(self, size: int, batch_size: int, seed: int) -> Iterator[Any]:
         if not is_indexed(self.loader):
             while True:
-                yield from _at_least_one(self.loader)
+                yield from self._at_least_one(self.loader)
         indices = sample_indices(self.loader)
         generator = torch.Generator().manual_seed(seed)
         rounds = -(-size // max(1, len(indices)))
         shuffled = [indices[torch.randperm(len(indices), generator=generator)] for _ in range(rounds)]
-        yield from _at_least_one(load_samples(self.loader, torch.cat(shuffled)[:size].tolist(), batch_size))
+        yield from self._at_least_one(load_samples(self.loader, torch.cat(shuffled)[:size].tolist(), batch_size))
 
-
-def _at_least_one(loader: Iterable[Any]) -> Iterator[Any]:
-    batch = None
-    for batch in batches_of(loader):
-        yield batch
-    if batch is None:
-        raise ArgumentError("student_proxy: the training data have no batch. Give a train= dataloader that has.")
+    def _at_least_one(self, loader: Iterable[Any]) -> Iterator[Any]:
+        batch = None
+        for batch in batches_of(loader):
+            yield batch
+        if batch is None:
+            raise ArgumentError(f"{self.asked_by}: the training data have no batch. Give a train= dataloader that has.")

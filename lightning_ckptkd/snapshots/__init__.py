@@ -1,7 +1,8 @@
 """What a snapshot is: the manifest, the store that commits and verifies, the choice, the take-over of .ckpt files."""
 
-from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot
+from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot, SoupMember, SoupSnapshot
 from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, JointChoice, Selection, Worth
+from lightning_ckptkd.snapshots.soups import commit_soup
 from lightning_ckptkd.snapshots.store import SnapshotStore
 from lightning_ckptkd.snapshots.takeover import harvest_checkpoints
 
@@ -14,6 +15,9 @@ __all__ = [
     "Selection",
     "Snapshot",
     "SnapshotStore",
+    "SoupMember",
+    "SoupSnapshot",
     "Worth",
+    "commit_soup",
     "harvest_checkpoints",
 ]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import override
+
 from lightning_ckptkd.errors import SnapshotError
 from lightning_ckptkd.snapshots.fields import Fields
 from lightning_ckptkd.snapshots.folders import Folder, is_plain_name, run_tag
@@ -52,6 +54,43 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class SoupMember:
+    """A snapshot whose weights are in a soup; it need not be there any more.
+
+    Attributes:
+        file: Name of its file.
+        sha256: SHA-256 of that.
+        epoch: Lightning's ``current_epoch``, from 0.
+        global_step: Optimiser steps taken.
+    """
+
+    file: str
+    sha256: str
+    epoch: int
+    global_step: int
+
+
+@dataclass(frozen=True)
+class SoupSnapshot(Snapshot):
+    """The mean of the weights of several snapshots, which no training passed through.
+
+    Epoch and step are those of the first member.
+
+    Attributes:
+        members: The snapshots that it is made of, the best first.
+        recipe: How it was made, as plain JSON.
+    """
+
+    members: tuple[SoupMember, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    @override
+    def label(self) -> str:
+        return f"soup of epochs {', '.join(str(epoch) for epoch in sorted(member.epoch for member in self.members))}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a harvest's folder holds; the file ``manifest.json``.
 
@@ -61,6 +100,7 @@ class Manifest:
         source: What was harvested: class path and hyper-parameters where they are known, the submodule.
         packages: Versions of the packages that wrote the harvest.
         snapshots: The snapshots in the order of training.
+        soups: Means of them, which are no part of training: no rule ranks one and no retention drops one.
     """
 
     run_id: str
@@ -68,6 +108,7 @@ class Manifest:
     source: dict[str, Any]
     packages: dict[str, Any]
     snapshots: tuple[Snapshot, ...] = ()
+    soups: tuple[SoupSnapshot, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -76,9 +117,9 @@ class Manifest:
 
     @property
     def files(self) -> set[str]:
-        """Names of the snapshots' files, those of their metrics among them."""
+        """Names of the snapshots' files, those of their metrics and of soups among them."""
         filed = {found.metrics.file for found in self.snapshots if isinstance(found.metrics, FiledMetrics)}
-        return {snapshot.file for snapshot in self.snapshots} | filed
+        return {snapshot.file for snapshot in (*self.snapshots, *self.soups)} | filed
 
     def write(self, folder: Folder) -> None:
         """Write the manifest into ``folder``: whole or not at all."""
@@ -89,6 +130,7 @@ class Manifest:
             "created": self.created,
             "source": self.source,
             "packages": self.packages,
+            **({"soups": [_to_json(soup) for soup in self.soups]} if self.soups else {}),
         }
         # One snapshot a line: the encoder that indents is slow, and all are written at each snapshot.
         found = json.dumps([_to_json(snapshot) for snapshot in self.snapshots], allow_nan=False)
@@ -113,9 +155,10 @@ class Manifest:
             source=fields.plain("source"),
             packages=fields.plain("packages"),
             snapshots=snapshots,
+            soups=tuple(_read_soup(item, folder) for item in fields.optional_objects("soups")),
         )
         filed = sum(isinstance(snapshot.metrics, FiledMetrics) for snapshot in snapshots)
-        if len(manifest.files) < len(snapshots) + filed:
+        if len(manifest.files) < len(snapshots) + len(manifest.soups) + filed:
             raise SnapshotError(f"{where} names the same file twice; restore it from a copy.")
         steps = [snapshot.global_step for snapshot in snapshots]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
@@ -126,6 +169,8 @@ class Manifest:
 def _to_json(snapshot: Snapshot) -> dict[str, Any]:
     document: dict[str, Any] = dict(vars(snapshot))
     del document["metrics"]
+    if isinstance(snapshot, SoupSnapshot):
+        document["members"] = [dict(vars(member)) for member in snapshot.members]
     if isinstance(snapshot.metrics, FiledMetrics):
         filed = snapshot.metrics
         return {**document, "metrics_file": {"file": filed.file, "sha256": filed.sha256, "size": filed.size}}
@@ -151,6 +196,15 @@ def _read_snapshot(fields: Fields, folder: Folder) -> Snapshot:
         )
     _check_sha256(snapshot.file, snapshot.sha256, where)
     return snapshot
+
+
+def _read_soup(fields: Fields, folder: Folder) -> SoupSnapshot:
+    plain = _read_snapshot(fields, folder)
+    members = tuple(
+        SoupMember(member.text("file"), member.text("sha256"), member.natural("epoch"), member.natural("global_step"))
+        for member in fields.objects("members")
+    )
+    return SoupSnapshot(**vars(plain), members=members, recipe=fields.plain("recipe"))
 
 
 def _read_filed(fields: Fields, folder: Folder) -> FiledMetrics:

@@ -28,6 +28,8 @@ class Candidate:
         input_error: Its standard error over probe samples in nats; likewise.
         label_information: I(Y;F) in nats; likewise.
         label_error: Its standard error in nats; likewise.
+        temperature: What its logits are divided by for the lowest cross-entropy on the probe set; above 1 where the
+            snapshot is over-confident. None where it gives no scores of classes.
         accuracy: Share of the probe set that the snapshot itself gets right; None where it gives no logits.
         student_information: I(Y;S) in nats of the student S that a short proxy distillation gave; None where the
             snapshot was not tried.
@@ -49,6 +51,7 @@ class Candidate:
     input_error: float | None = None
     label_information: float | None = None
     label_error: float | None = None
+    temperature: float | None = None
     accuracy: float | None = None
     student_information: float | None = None
     student_error: float | None = None
@@ -113,6 +116,9 @@ class Selection:
         joint: The steps of a joint choice; empty where each snapshot was chosen by itself.
         proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
         worth: Whether the choice matters; None in a record of an earlier version.
+        soup: Of a choice by ``ensemble="soup"``: whether a soup teaches (``taken``), its file and hash if so, its
+            members, how it was made, what it and its best member tell of held-out labels, and why it was not taken if
+            not; else empty.
     """
 
     run_id: str
@@ -125,6 +131,14 @@ class Selection:
     joint: tuple[JointChoice, ...] = ()
     proxy: dict[str, Any] = field(default_factory=dict)
     worth: Worth | None = None
+    soup: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """Files of the snapshots whose weights teach: the chosen ones, of a soup its members."""
+        if not self.soup.get("taken"):
+            return self.chosen
+        return tuple(str(member["file"]) for member in self.soup["members"])
 
     def write(self, store: SnapshotStore) -> None:
         """Write the choice into the harvest's folder, sealed: whole or not at all."""
@@ -162,6 +176,7 @@ class Selection:
             joint=tuple(_read_joint(item) for item in fields.optional_objects("joint")),
             proxy=fields.optional_plain("proxy"),
             worth=_read_worth(fields.optional_object("worth")),
+            soup=_read_soup(fields),
         )
         if selection.run_id != store.manifest.run_id:
             raise SnapshotError(
@@ -174,8 +189,11 @@ class Selection:
         if len(candidates) < len(selection.candidates) or len(set(selection.chosen)) < len(selection.chosen):
             raise SnapshotError(f"{where} names the same snapshot twice; {again}")
         known = {_identity(snapshot) for snapshot in store.snapshots}
+        soups = {(soup.file, soup.sha256) for soup in store.soups}
+        soup = selection.soup if selection.soup.get("taken") else {}
         for name in selection.chosen:
-            if candidates.get(name) not in known:
+            is_soup = name == soup.get("file") and (name, soup["sha256"]) in soups
+            if not is_soup and candidates.get(name) not in known:
                 raise SnapshotError(
                     f"{where} chooses {shown(name)}, which the manifest does not have (or has with another hash, "
                     f"epoch or step); {again}"
@@ -196,6 +214,19 @@ def _read_worth(fields: Fields | None) -> Worth | None:
         matters=fields.optional_flag("matters"),
         sentence=fields.text("sentence"),
     )
+
+
+def _read_soup(fields: Fields) -> dict[str, Any]:
+    """What is said of a soup; of one that teaches with all that is asked for later."""
+    soup = fields.optional_object("soup")
+    found = fields.optional_plain("soup")
+    if soup is not None and found.get("taken"):
+        for name in ("file", "sha256"):
+            soup.text(name)
+        for member in soup.objects("members"):
+            member.text("file")
+        soup.optional_number("temperature")
+    return found
 
 
 def _read_joint(fields: Fields) -> JointChoice:
@@ -223,6 +254,7 @@ def read_candidate(fields: Fields) -> Candidate:
         input_error=fields.optional_number("input_error"),
         label_information=fields.optional_number("label_information"),
         label_error=fields.optional_number("label_error"),
+        temperature=fields.optional_number("temperature"),
         accuracy=fields.optional_number("accuracy"),
         student_information=fields.optional_number("student_information"),
         student_error=fields.optional_number("student_error"),

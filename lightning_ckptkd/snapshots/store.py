@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,14 +17,14 @@ from typing_extensions import Self
 
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.fields import shown
-from lightning_ckptkd.snapshots.folders import Folder, open_folder
+from lightning_ckptkd.snapshots.folders import Folder, Part, open_folder
 from lightning_ckptkd.snapshots.host_copy import HostCopy
 from lightning_ckptkd.snapshots.layout import plan_layout, read_tensors
-from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot
+from lightning_ckptkd.snapshots.manifest import MANIFEST_NAME, Manifest, Snapshot, SoupSnapshot
 from lightning_ckptkd.snapshots.metrics_file import FiledMetrics, find_large, write_metrics
 from lightning_ckptkd.snapshots.retention import Retention
 
-_SNAPSHOT_NAME = re.compile(r"epoch=\d+-step=\d+-([0-9a-f]{8})-[0-9a-f]{8}\.(safetensors|metrics\.json)")
+_SNAPSHOT_NAME = re.compile(r"(?:epoch=\d+-step=\d+|soup)-([0-9a-f]{8})-[0-9a-f]{8}\.(safetensors|metrics\.json)")
 
 
 class SnapshotStore:
@@ -109,6 +109,11 @@ class SnapshotStore:
         """The snapshots in the order of training."""
         return self.manifest.snapshots
 
+    @property
+    def soups(self) -> tuple[SoupSnapshot, ...]:
+        """Means of snapshots, in the order in which they were made."""
+        return self.manifest.soups
+
     def find(self, global_step: int) -> Snapshot | None:
         """The snapshot at a step, or None."""
         return next((snapshot for snapshot in self.snapshots if snapshot.global_step == global_step), None)
@@ -174,6 +179,18 @@ class SnapshotStore:
         self._replace([*(retention or Retention()).kept([*before, snapshot]), *beyond])
         return snapshot
 
+    def add_soup(self, soup: SoupSnapshot, parts: Sequence[Part]) -> None:
+        """Add a soup, whose file is made of these parts; see :func:`.commit_soup`.
+
+        Raises:
+            ArgumentError: If the store was opened to read.
+            SnapshotError: As :meth:`commit` raises it.
+        """
+        self._check_writable()
+        self.folder.check_lock()
+        self.folder.write(soup.file, list(parts), self.manifest.tag)
+        self._replace(list(self.snapshots), [*(other for other in self.soups if other.file != soup.file), soup])
+
     def forget_after(self, global_step: int) -> None:
         """Drop the snapshots beyond a step: what is left of the branch that a resumed run has left."""
         kept = [snapshot for snapshot in self.snapshots if snapshot.global_step <= global_step]
@@ -228,12 +245,14 @@ class SnapshotStore:
             return False
         return True
 
-    def _replace(self, snapshots: list[Snapshot]) -> None:
-        """Make these the harvest's snapshots; files that are no longer named go last."""
+    def _replace(self, snapshots: list[Snapshot], soups: Sequence[SoupSnapshot] | None = None) -> None:
+        """Make these the harvest's snapshots, and its soups where they change; unnamed files go last."""
         self._check_writable()
         self._check_own()
         before = self.manifest.files
-        manifest = replace(self.manifest, snapshots=tuple(snapshots))
+        manifest = replace(
+            self.manifest, snapshots=tuple(snapshots), soups=self.soups if soups is None else tuple(soups)
+        )
         try:
             manifest = replace(manifest, snapshots=tuple(self._file_metrics(snapshots)))
             manifest.write(self.folder)

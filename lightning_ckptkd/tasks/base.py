@@ -198,16 +198,23 @@ class Task(ABC):
         """:meth:`hard_loss` of a batch's rows."""
         return self.hard_loss(rows.student, rows.targets)
 
-    def distilled(self, kd_loss: Callable[..., Tensor], rows: Rows, weights: Tensor | None = None) -> Tensor:
+    def distilled(
+        self,
+        kd_loss: Callable[..., Tensor],
+        rows: Rows,
+        weights: Tensor | None = None,
+        scales: Tensor | None = None,
+    ) -> Tensor:
         """A distillation loss of a batch's rows, with teachers.
 
         Args:
             kd_loss: Of the student's rows (R, K), the teachers' (M, R, K) and the targets' (R,).
             rows: Of the batch.
             weights: Of the teachers, shape (M,), for a loss that takes them.
+            scales: What each teacher's logits are multiplied by, shape (M,), likewise.
         """
-        counts = () if weights is None else (weights,)
-        return kd_loss(rows.student, rows.teachers, rows.targets, *counts)
+        counts = () if weights is None and scales is None else (weights,)
+        return kd_loss(rows.student, rows.teachers, rows.targets, *counts, *(() if scales is None else (scales,)))
 
     def kd_loss(self, temperature: float) -> LogitLoss:
         """The distillation loss where the user gives none."""

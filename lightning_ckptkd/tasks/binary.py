@@ -9,7 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.losses import LogitLoss
 from lightning_ckptkd.losses.hard import as_weights, binary_cross_entropy
+from lightning_ckptkd.losses.scale import STANDARDISED
 from lightning_ckptkd.tasks.base import Task
 
 NO_LABEL = -(2**31)  # of a float target that is no whole number, so that check_targets finds it
@@ -58,6 +60,14 @@ class YesOrNo(Task):
             targets: Shape (R,).
         """
         return binary_cross_entropy(logits[:, 1] - logits[:, 0], targets, self._pos_weights, self.ignore_index)
+
+    @override
+    def check_kd_loss(self, kd_loss: object) -> None:
+        if isinstance(kd_loss, LogitLoss) and kd_loss.scale == STANDARDISED:
+            raise ArgumentError(
+                f"scale='standardised' needs three classes or more, and a label of task={self.name} has two, of which "
+                "it leaves only which is larger. Use scale='fitted', a number, or 'none'."
+            )
 
     @override
     def describe(self) -> dict[str, Any]:

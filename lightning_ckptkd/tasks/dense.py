@@ -16,6 +16,7 @@ from lightning_ckptkd.losses.arguments import at_least_float32
 from lightning_ckptkd.losses.combine import normalised_weights
 from lightning_ckptkd.losses.hard import cross_entropy
 from lightning_ckptkd.losses.kd import CANCELS_ABOVE, kd_loss_of_planes
+from lightning_ckptkd.losses.scale import NONE as UNSCALED
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.metrics import RowJaccard
 from lightning_ckptkd.tasks.rows import PlaneRows, Rows, rows_of_samples
@@ -81,9 +82,17 @@ class Dense(Placewise):
         )
 
     @override
-    def distilled(self, kd_loss: Callable[..., Tensor], rows: Rows, weights: Tensor | None = None) -> Tensor:
+    def distilled(
+        self,
+        kd_loss: Callable[..., Tensor],
+        rows: Rows,
+        weights: Tensor | None = None,
+        scales: Tensor | None = None,
+    ) -> Tensor:
         if not isinstance(rows, PlaneRows) or not isinstance(kd_loss, KDLoss) or type(kd_loss) is not KDLoss:
-            return super().distilled(kd_loss, rows, weights)
+            return super().distilled(kd_loss, rows, weights, scales)
+        if kd_loss.scale != UNSCALED:
+            return super().distilled(kd_loss, rows, weights, scales)
         if kd_loss.combine != "logits" or kd_loss.temperature > CANCELS_ABOVE or rows.teacher_planes is None:
             return super().distilled(kd_loss, rows, weights)
         student, teachers = at_least_float32(rows.planes), at_least_float32(rows.teacher_planes)

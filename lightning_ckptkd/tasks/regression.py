@@ -14,6 +14,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.label import gaussian_head_gains
 from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, LogitLoss, MSELoss
 from lightning_ckptkd.losses.arguments import in_one_precision
+from lightning_ckptkd.losses.scale import NONE as UNSCALED
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.metrics import RowR2, RowRMSE
 from lightning_ckptkd.tasks.rows import without_ones
@@ -86,6 +87,12 @@ class Regression(Task):
             raise ArgumentError(
                 "combine='probabilities' makes probabilities of the outputs, and task=regression has none. Use "
                 "combine='logits', which is the mean of the teachers' numbers, or 'per_teacher'."
+            )
+
+        if isinstance(kd_loss, LogitLoss) and kd_loss.scale != UNSCALED:
+            raise ArgumentError(
+                f"scale={kd_loss.scale!r} is of logits, whose softmax is meant, and outputs of task=regression are the "
+                "numbers themselves. Leave scale out."
             )
 
     @override

@@ -38,7 +38,7 @@ def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = N
         )
         selected, choice = False, "full"
     if selected:
-        by_file = {snapshot.file: snapshot for snapshot in store.snapshots}
+        by_file = {snapshot.file: snapshot for snapshot in (*store.snapshots, *store.soups)}
         return [by_file[name] for name in Selection.read(store).chosen]
     if isinstance(choice, str):
         if choice not in _POSITIONS:
@@ -63,7 +63,10 @@ def scores_of(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[float | 
     Raises:
         SnapshotError: If ``selection.json`` is missing, or can't be trusted.
     """
-    scores = {candidate.file: candidate.score for candidate in Selection.read(store).candidates}
+    selection = Selection.read(store)
+    scores = {candidate.file: candidate.score for candidate in selection.candidates}
+    if selection.soup.get("taken"):
+        scores[selection.soup["file"]] = 1.0  # it teaches alone, whatever it counts
     return [scores.get(snapshot.file) for snapshot in chosen]
 
 

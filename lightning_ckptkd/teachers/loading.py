@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of, selected_task
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
+from lightning_ckptkd.teachers.scales import fitted_scales
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class LoadedTeachers:
         snapshots: Theirs.
         weights: What each counts, shape (M,); None: the same.
         tasks: Harvest to the task that its selection read the targets as, where one chose.
+        scales: What brings the logits of each to the scale of its last snapshot's, shape (M,); None: not asked for.
     """
 
     ensemble: TeacherEnsemble
     snapshots: tuple[Snapshot, ...]
     weights: Tensor | None
     tasks: dict[str, str]
+    scales: Tensor | None = None
 
 
 def check_same_teachers(
@@ -92,6 +96,7 @@ def load_teachers(
     *,
     submodule: str | None = None,
     logits_key: str | int | None = None,
+    scaled: bool = False,
 ) -> LoadedTeachers:
     """The chosen snapshots of each harvest as one ensemble, in the order of the harvests.
 
@@ -102,22 +107,27 @@ def load_teachers(
             has it.
         submodule: Part of the snapshots' weights to load.
         logits_key: Where the logits are in a teacher's output.
+        scaled: Whether scales are asked for.
 
     Raises:
         ArgumentError: If the choice or the weights can't be used.
         SnapshotError: If a file is missing, damaged or hostile.
-        TeacherError: If a snapshot does not fit its teacher, or holds NaN or infinity.
+        TeacherError: If a snapshot does not fit its teacher, or holds NaN or infinity; if a temperature that a scale
+            needs is not known.
     """
     members: list[nn.Module] = []
     names: list[str] = []
     chosen: list[Snapshot] = []
     scores: list[float | None] = []
+    scales: list[float] = []
     tasks: dict[str, str] = {}
     for folder, teacher in harvests.items():
         store = SnapshotStore.open(folder)
         own = choose_teachers(store, choice)
         if weights == "score":
             scores += scores_of(store, own)
+        if scaled:
+            scales += fitted_scales(store, own)
         loaded = TeacherEnsemble.load(store, own, teacher, submodule=submodule, logits_key=logits_key)
         members += loaded.members
         names += [name if len(harvests) == 1 else f"{folder}: {name}" for name in loaded.names]
@@ -126,4 +136,5 @@ def load_teachers(
         if task is not None:
             tasks[folder] = task
     counts = None if weights is None else check_weights(scores or weights, len(chosen))
-    return LoadedTeachers(TeacherEnsemble(members, names, logits_key), tuple(chosen), counts, tasks)
+    ensemble = TeacherEnsemble(members, names, logits_key)
+    return LoadedTeachers(ensemble, tuple(chosen), counts, tasks, torch.tensor(scales) if scaled else None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.losses import DKDLoss, LogitLoss
 from lightning_ckptkd.losses.arguments import check_temperature
+from lightning_ckptkd.losses.scale import FITTED
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.infer import infer_task, make_task
@@ -62,6 +63,7 @@ class Objective:
         self.task = make_task(task, ignore_index)
         if self.task is not None:
             self.task.check_kd_loss(kd_loss)
+        panel.is_scaled = isinstance(kd_loss, LogitLoss) and kd_loss.scale == FITTED
         self._panel, self._alpha, self._temperature, self._kd_loss = panel, alpha, temperature, kd_loss
         self._ignore_index = ignore_index
         self._values_checked = False
@@ -198,7 +200,9 @@ class Objective:
         if self._kd_loss is None:
             self._kd_loss = self.task.kd_loss(self._temperature)
         weights = self._panel.weights(places, rows.student.device)
-        loss: Tensor = (1 - self._alpha) * self.task.distilled(self._kd_loss, rows, weights)
+        scales = self._panel.scales(places, rows.student.device)
+        fitted = () if scales is None else (scales,)  # a task of the user's own need not know of them
+        loss: Tensor = (1 - self._alpha) * self.task.distilled(self._kd_loss, rows, weights, *fitted)
         return loss + self._alpha * self._hard_loss(rows) if self._alpha > 0 else loss
 
     def _hard_loss(self, rows: Rows) -> Tensor:

@@ -55,6 +55,7 @@ class TeacherPanel:
         acceleration: How they may run.
         where: The harvest's folder, or a list of several.
         is_weighted: Whether they count differently.
+        is_scaled: Whether the loss brings their logits to one scale, so that their fitted temperatures are needed.
         tasks: Harvest to the task that its selection read the targets as, where one chose the teachers.
 
     Raises:
@@ -84,6 +85,7 @@ class TeacherPanel:
         self.ensemble: TeacherEnsemble | None = None
         self.features = FeatureMatcher(feature_matching)
         self.is_weighted = weights is not None
+        self.is_scaled = False
         self._load = partial(load_teachers, harvests, choice, weights, submodule=submodule, logits_key=logits_key)
         self.schedule = AllTeachers() if schedule is None else schedule
         # folding and compiling change what layers give
@@ -92,6 +94,7 @@ class TeacherPanel:
         self._files: list[dict[str, str]] = []
         self._epochs: list[int] = []
         self._weights: Tensor | None = None
+        self._scales: Tensor | None = None
         self.tasks: dict[str, str] = {}
         self._network = ""
         self._path: TeacherPath | None = None  # None until they are calibrated
@@ -121,13 +124,13 @@ class TeacherPanel:
         if self.ensemble is not None:
             return
         try:
-            loaded = on_each_rank(self._load)
+            loaded = on_each_rank(partial(self._load, scaled=self.is_scaled))
         except SnapshotError as error:
             if fitting:
                 raise
             rank_zero_warn(f"The student is evaluated without its teachers, who can't be read: {error}")
             return
-        self._weights, self.tasks = loaded.weights, loaded.tasks
+        self._weights, self._scales, self.tasks = loaded.weights, loaded.scales, loaded.tasks
         self._files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in loaded.snapshots]
         self._epochs = [snapshot.epoch for snapshot in loaded.snapshots]
         self.schedule.check(self._epochs)
@@ -229,6 +232,10 @@ class TeacherPanel:
     def weights(self, places: Sequence[int], device: torch.device) -> Tensor | None:
         """What some teachers count, shape (M,); None: the same."""
         return None if self._weights is None else pick(self._weights, places).to(device)
+
+    def scales(self, places: Sequence[int], device: torch.device) -> Tensor | None:
+        """What the logits of some teachers are multiplied by, shape (M,); None: nothing."""
+        return None if self._scales is None else pick(self._scales, places).to(device)
 
     def match(self, features: StepFeatures) -> tuple[Tensor | None, Tensor | float | None]:
         """The mean feature loss of a step's teachers, shape (), and what the step's loss gets of it.

@@ -13,6 +13,7 @@ from lightning_ckptkd.selecting.rules import MCMI, MI, Accuracy, Full, HeldOut, 
 from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.selecting.worth import COARSE_NATS, LEAST_NATS, _quantile, worth_of
 from lightning_ckptkd.snapshots import Candidate, Selection, Worth
+from lightning_ckptkd.snapshots.seal import sealed
 from tests.projects import Project, digits
 
 NATS = HeldOut("label_information")
@@ -149,9 +150,9 @@ def test_records_that_are_old_or_forged(harvest: Path) -> None:
     file = harvest / "selection.json"
     document = json.loads(file.read_text())
     document["worth"]["matters"] = 1
-    file.write_text(json.dumps(document))
+    file.write_text(json.dumps(sealed(document)))
     with pytest.raises(SnapshotError, match="'matters' should be true, false or null but is 1"):
         Selection.read(SnapshotStore.open(harvest))
     del document["worth"]
-    file.write_text(json.dumps(document))
+    file.write_text(json.dumps(sealed(document)))
     assert Selection.read(SnapshotStore.open(harvest)).worth is None

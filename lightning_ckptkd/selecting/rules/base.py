@@ -177,9 +177,12 @@ class ScoringRule(Rule, ABC):
     Attributes:
         ties: Which of snapshots with equal scores comes first; see :func:`.information.ranking.rank_by_score`. A rule
             of your own may take it as an option or set it.
+        soup_term: Name of the term that says how well a network itself foretells held-out labels, larger is better;
+            None where none does, so that no soup can be judged by it.
     """
 
     ties: str = DEFAULT_TIES
+    soup_term: ClassVar[str | None] = None
 
     @property
     def joint(self) -> bool:

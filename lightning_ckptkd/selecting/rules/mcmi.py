@@ -18,6 +18,7 @@ class MCMI(RowRule):
     """I(X;Z|Y) of the predictions Z in nats; see :mod:`lightning_ckptkd.information.cmi`."""
 
     short_name: ClassVar[str] = "mcmi"
+    soup_term: ClassVar[str | None] = None  # it tells of the input
 
     @property
     @override

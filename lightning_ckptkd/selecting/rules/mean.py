@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,10 +23,14 @@ SCORE = "score"  # the name of the only term
 class MeanRule(ScoringRule):
     """A rule with one number, larger is better, that is a mean over the probe set.
 
+    A soup is judged by it too, unless ``soup_term = None`` says that it does not tell of labels.
+
     Args:
         ties: Which of snapshots with scores within one standard error of their difference comes first: the ``later``,
             the ``earlier``, or that with the higher ``score``.
     """
+
+    soup_term: ClassVar[str | None] = SCORE
 
     def __init__(self, ties: str = DEFAULT_TIES) -> None:
         self.ties = ties

@@ -73,6 +73,7 @@ class MI(ScoringRule):
 
     short_name: ClassVar[str] = "mi"
     num_teachers: ClassVar[int | str] = DEFAULT_NUMBER  # or AUTO
+    soup_term: ClassVar[str | None] = LABEL
 
     def __init__(
         self,

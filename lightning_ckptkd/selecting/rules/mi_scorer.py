@@ -93,6 +93,10 @@ class MIScorer:
         terms = {} if self.x is None else {INPUT: self._rows.sample_term(self._input_gains(features, pooled))}
         return {**terms, LABEL: self._score_label(features, pooled)}
 
+    def held_out(self, features: Features) -> Term:
+        """I(Y;F) alone."""
+        return self._score_label(features, self._chosen(features))
+
     def rank(self, scores: Sequence[Score]) -> Ranked:
         """Terms normalised, their weighted sum, and its error."""
         labels, inputs = [score.terms[LABEL] for score in scores], self._input_terms(scores)

@@ -1,0 +1,55 @@
+"""The temperature that makes a network's probabilities fit held-out labels best (Guo et al., ICML 2017)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+COLDEST, HOTTEST = 2.0**-4, 2.0**6  # where no temperature is the best (all labels foretold, or worse than chance)
+_AT_ONCE = 2**24  # logits that are in memory in float64 at one time
+_STEPS, _PRECISION = 60, 1e-6
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T between 1/16 and 64 with the lowest mean cross-entropy of softmax(logits / T).
+
+    The cross-entropy is convex in 1 / T; its root is found by Newton's steps in a bracket.
+
+    Args:
+        logits: Shape (R, K).
+        labels: Class indices below K, shape (R,); or shares of the classes, shape (R, K).
+
+    Returns:
+        T; an end of the range where the cross-entropy still falls there, 1 where it does not depend on T.
+    """
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    inverse = 1.0
+    for _ in range(_STEPS):
+        slope, curvature = _derivatives(logits, labels, inverse)
+        if slope == 0 and curvature == 0:
+            return 1 / inverse
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / curvature if curvature > 0 else math.inf
+        step = step if low < step < high else math.sqrt(low * high)
+        if abs(step - inverse) <= _PRECISION * inverse:
+            return 1 / step
+        inverse = step
+    return 1 / inverse
+
+
+def _derivatives(logits: Tensor, labels: Tensor, inverse: float) -> tuple[float, float]:
+    """The first two derivatives of the mean cross-entropy by 1 / T."""
+    size = max(1, _AT_ONCE // max(1, logits.shape[1]))
+    slope = curvature = 0.0
+    for some, truth in zip(torch.split(logits, size), torch.split(labels, size), strict=True):
+        wide = some.double()
+        right = (
+            (truth.double() * wide).sum(1) if truth.dim() == 2 else wide.gather(1, truth.unsqueeze(1).long()).squeeze(1)
+        )
+        share = (wide * inverse).softmax(1)
+        mean = (share * wide).sum(1)
+        slope += float((mean - right).sum())
+        curvature += float((share * (wide - mean.unsqueeze(1)).square()).sum())
+    return slope / len(logits), curvature / len(logits)

@@ -1,0 +1,76 @@
+"""BatchNorm's running statistics, estimated anew: those of an averaged network are not the average of its members'."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_ckptkd.selecting.layers import forward, placed
+from lightning_ckptkd.tasks.batch import Batch
+
+_COMPILED = "_orig_mod."  # torch.compile puts it before names, and weights have none
+
+
+def batch_norms(module: nn.Module, changed: Collection[str] | None = None) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers of a network that have running statistics, by name.
+
+    Args:
+        module: The network.
+        changed: Names of weights that differ among snapshots: only layers whose statistics do are given, since those
+            of a frozen layer are not training's. None: all.
+    """
+    found = {name: part for name, part in module.named_modules() if _has_statistics(part)}
+    if changed is None:
+        return found
+    plain = {name: f"{name}.running_mean".lstrip(".").replace(_COMPILED, "") for name in found}
+    return {name: part for name, part in found.items() if plain[name] in changed}
+
+
+def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches: Sequence[Batch]) -> None:
+    """Set running statistics to the means of those of batches; nothing else of the network changes.
+
+    Each layer normalises by the batch while it is looked at, as in training, so that deeper ones see what they will
+    see. The variance is the unbiased one, as in torch. No layer is put into training mode: dropout stays off, and a
+    SyncBatchNorm asks no other rank.
+
+    Args:
+        module: In eval mode.
+        layers: Some of its layers.
+        batches: Anywhere; at least one.
+    """
+    sums: dict[_BatchNorm, list[Any]] = {}
+
+    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
+        inputs: Tensor = args[0]
+        dims = [dim for dim in range(inputs.dim()) if dim != 1]
+        count = inputs.numel() // max(1, inputs.shape[1])
+        variance, mean = torch.var_mean(inputs.float(), dims, correction=0)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+        unbiased = variance.double() * count / max(1, count - 1)
+        total = sums.setdefault(layer, [0.0, 0.0, 0])
+        total[0] += len(inputs) * mean.double()
+        total[1] += len(inputs) * unbiased
+        total[2] += len(inputs)
+
+    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                forward(module, placed(module, batch))
+            for layer, (mean, variance, count) in sums.items():
+                assert layer.running_mean is not None and layer.running_var is not None
+                layer.running_mean.copy_(mean / count)
+                layer.running_var.copy_(variance / count)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _has_statistics(part: nn.Module) -> bool:
+    return isinstance(part, _BatchNorm) and part.running_mean is not None and part.running_var is not None

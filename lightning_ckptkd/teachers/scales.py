@@ -1,0 +1,49 @@
+"""What brings each teacher's logits to the scale of the last snapshot's, by the temperatures of the selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_ckptkd.errors import TeacherError
+from lightning_ckptkd.information.temperature import COLDEST, HOTTEST
+from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore
+
+_NEAR = 1.001  # an end of the range of temperatures within which there is no best one
+_INSTEAD = "give scale='standardised' or a number"
+
+
+def fitted_scales(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[float]:
+    """The last snapshot's fitted temperature over each teacher's.
+
+    Logits times that have the last snapshot's fitted temperature, so that at one T all of them teach as strongly as it.
+
+    Args:
+        store: The harvest.
+        chosen: Teachers from it.
+
+    Raises:
+        SnapshotError: If ``selection.json`` is missing or can't be trusted.
+        TeacherError: If it does not tell a temperature, or the one is at an end of the range that is looked at.
+    """
+    selection = Selection.read(store)
+    known = {one.sha256: one.temperature for one in selection.candidates}
+    if selection.soup.get("taken"):
+        known[selection.soup["sha256"]] = selection.soup.get("temperature")
+    last = next((one for one in reversed(selection.candidates) if one.temperature is not None), None)
+    reference = None if last is None else last.temperature
+    found = [known.get(snapshot.sha256) for snapshot in chosen]
+    lacking = [one.label for one, temperature in zip(chosen, found, strict=True) if not temperature or not reference]
+    if lacking or not reference:
+        raise TeacherError(
+            f"scale='fitted' needs the fitted temperatures of {', '.join(lacking)}, and {SELECTION_NAME} of "
+            f"{store.folder} has none. Select again with a rule that reads the logits, as `ckptkd select` does by "
+            f"default, or {_INSTEAD}."
+        )
+    temperatures = [temperature for temperature in found if temperature]
+    if any(not COLDEST * _NEAR < temperature < HOTTEST / _NEAR for temperature in (reference, *temperatures)):
+        raise TeacherError(
+            f"scale='fitted': of {store.folder} the temperatures {temperatures} and {reference} (of the last snapshot) "
+            "are fitted to a probe set on which the best one is not to be found (each label is foretold, or nothing). "
+            f"Select again with a larger probe set, or {_INSTEAD}."
+        )
+    return [reference / temperature for temperature in temperatures]
