@@ -440,7 +440,8 @@ def _run_tests(copy: Path, tests: str, log: Path) -> None:
     os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
     sys.dont_write_bytecode = True
     sys.path[:0] = [str(copy)]
-    os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", tests])))
+    warned = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins that Lightning has imported already
+    os._exit(int(pytest.main(["-q", "-x", "-W", warned, "-p", "no:cacheprovider", tests])))
 
 
 if __name__ == "__main__":
