@@ -242,7 +242,7 @@ MUTATIONS = [
     Mutation("the jackknife's factor", "information/uncertainty.py", "((count - 1) / count * (replicates", "(1 / count * (replicates", ("uncertainty",)),
     Mutation("the jackknife leaves a group out", "information/uncertainty.py", "(sums.sum() - sums) / (len(values) - torch.bincount(groups))", "sums / torch.bincount(groups)", ("uncertainty",)),
     Mutation("errors by sample", "information/by_sample.py", "mean + (totals - mean * counts) / counts.mean()", "mean + (totals - mean) / counts.mean()", ("by sample",)),
-    Mutation("a term is the sum over units", "information/by_sample.py", "return means.sum() + gains", "return means.mean() + gains", ("by sample",)),
+    Mutation("a term is the sum over units", "information/by_sample.py", "return means.sum() + gains", "return means.mean() + gains", ("by sample", "label")),
     Mutation("the floor of I(Y;F)", "information/ranking.py", "label_information >= self.label_floor", "label_information <= self.label_floor", ("ranking",)),
     Mutation("negative terms count as none", "information/ranking.py", "    values = values.clamp_min(0)\n    if how", "    if how", ("ranking",)),
     Mutation("of equal scores the latest", "information/ranking.py", "order.append(max(equal, key", "order.append(min(equal, key", ("ranking",)),
@@ -440,7 +440,8 @@ def _run_tests(copy: Path, tests: str, log: Path) -> None:
     os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
     sys.dont_write_bytecode = True
     sys.path[:0] = [str(copy)]
-    os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", tests])))
+    warned = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins that Lightning has imported already
+    os._exit(int(pytest.main(["-q", "-x", "-W", warned, "-p", "no:cacheprovider", tests])))
 
 
 if __name__ == "__main__":

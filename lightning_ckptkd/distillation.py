@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import MovedOptions
 from lightning_ckptkd.snapshots.weights import names_of, plain_names
 from lightning_ckptkd.tasks.alone import attach, let_log
@@ -140,6 +141,7 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
         ignore_index: int = -100,
     ) -> None:
         super().__init__()
+        check_types(DistillationModule.__init__, locals())
         if mix is not None and cache is not None:
             check_cached_mix(kd_loss)
         options = submodule, logits_key, schedule, acceleration, cache, feature_matching

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, CkptKDError, SnapshotError
 from lightning_ckptkd.snapshots.cadence import Cadence
 from lightning_ckptkd.snapshots.clock import StepClock, WeightSample
@@ -85,6 +86,7 @@ class CheckpointHarvester(Callback):
         averaged: bool = False,
         on_error: str = "warn",
     ) -> None:
+        check_types(CheckpointHarvester.__init__, locals())
         if dtype not in (None, *STORED_DTYPES):
             raise ArgumentError(f"dtype should be one of {', '.join(STORED_DTYPES)} or None, got {dtype!r}.")
         if on_error not in ("warn", "raise"):

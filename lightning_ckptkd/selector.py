@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_batches, check_device, check_types
 from lightning_ckptkd.errors import ArgumentError, CkptKDError, SelectionError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import (
@@ -137,6 +138,7 @@ class MISelector(Callback):
     ) -> None:
         if moved:
             raise ArgumentError(no_such_option(MISelector, moved))
+        check_types(MISelector.__init__, locals())
         self.settings = SelectionSettings(
             rule=make_rule(rule),
             num_teachers=num_teachers,
@@ -159,6 +161,7 @@ class MISelector(Callback):
                 f"student_proxy tries the best by a score, and rule={self.settings.rule.name!r} has none. Use "
                 f"rule={scored}, or leave student_proxy out."
             )
+        check_batches("probe", probe)
         self.snapshots = snapshots
         self._reader = BatchReader(input_keys, target_key, unpack_batch)
         self.student_proxy = student_proxy
@@ -289,6 +292,12 @@ class MISelector(Callback):
         Raises:
             CkptKDError: One of its kinds, as :func:`.select_by_score` says.
         """
+        check_types(MISelector.select, locals())
+        check_batches("probe", probe)
+        check_batches("train", train)
+        if datamodule is not None and not is_kind(datamodule, LightningDataModule):
+            raise ArgumentError(f"datamodule should be a LightningDataModule or None, got {datamodule!r:.80}.")
+        check_device(device)
         store = on_each_rank(lambda: SnapshotStore.open(snapshots))
         submodule, whole = store.manifest.source.get("submodule"), model
         if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, near_names
 from lightning_ckptkd.snapshots.checkpoint_file import open_checkpoint
 from lightning_ckptkd.snapshots.folders import open_folder, run_tag
@@ -39,6 +40,7 @@ def export_student(checkpoint: str | Path, out: str | Path) -> dict[str, Tensor]
         SnapshotError: If the checkpoint is missing, a folder, no checkpoint, holds no student or can't be read without
             running code, or if ``out`` can't be written.
     """
+    check_types(export_student, locals())
     name = str(out).rpartition("/")[2]
     folder = open_folder(str(out)[: -len(name)] or "." if name else str(out))
     suffix = Path(name).suffix

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.losses.combine import COMBINATIONS, combine_logits, normalised_weights
@@ -37,6 +38,7 @@ class LogitLoss(nn.Module, ABC):
 
     def __init__(self, temperature: float = 5.0, combine: str = "logits", scale: float | str = NONE) -> None:
         super().__init__()
+        check_types(LogitLoss.__init__, locals())
         check_temperature(temperature)
         choices = (*COMBINATIONS, PER_TEACHER)
         if combine not in choices:

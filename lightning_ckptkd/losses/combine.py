@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import at_least_float32, check_temperature
 
@@ -64,6 +65,7 @@ def combine_logits(teacher_logits: Tensor, how: str, temperature: float, weights
     Raises:
         ArgumentError: If an argument can't be used.
     """
+    check_types(combine_logits, locals())
     if how not in COMBINATIONS:
         raise ArgumentError(f"how should be one of {', '.join(COMBINATIONS)}, got {how!r}.")
     check_temperature(temperature)

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.losses.arguments import check_term_weight, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
 from lightning_ckptkd.losses.scale import NONE, unit_rows
@@ -37,6 +38,7 @@ def dist_loss(
     Raises:
         ArgumentError: If an argument can't be used.
     """
+    check_types(dist_loss, locals())
     student, teacher = tempered_pair(student_logits, teacher_logits, temperature)
     q, p = F.softmax(student, dim=1), F.softmax(teacher, dim=1)
     return (beta * _distance(q, p) + gamma * _distance(q.T, p.T)) * temperature**2
@@ -70,6 +72,7 @@ class DISTLoss(LogitLoss):
         scale: float | str = NONE,
     ) -> None:
         super().__init__(temperature, combine, scale)
+        check_types(DISTLoss.__init__, locals())
         check_term_weight("beta", beta)
         check_term_weight("gamma", gamma)
         self.beta, self.gamma = beta, gamma

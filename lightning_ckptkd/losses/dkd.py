@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import check_term_weight, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
@@ -44,6 +45,7 @@ def dkd_loss(
     Raises:
         ArgumentError: If an argument can't be used.
     """
+    check_types(dkd_loss, locals())
     student, teacher = tempered_pair(student_logits, teacher_logits, temperature)
     if target.shape != student.shape[:1] or target.is_floating_point():
         raise ArgumentError(
@@ -95,6 +97,7 @@ class DKDLoss(LogitLoss):
         scale: float | str = NONE,
     ) -> None:
         super().__init__(temperature, combine, scale)
+        check_types(DKDLoss.__init__, locals())
         check_term_weight("alpha", alpha)
         check_term_weight("beta", beta)
         self.alpha, self.beta = alpha, beta

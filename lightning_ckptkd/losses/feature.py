@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import in_one_precision
 
@@ -26,6 +27,7 @@ def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Raises:
         ArgumentError: If the shapes differ.
     """
+    check_types(feature_loss, locals())
     if student_features.shape != teacher_features.shape:
         raise ArgumentError(
             f"student_features and teacher_features should have one shape, but have {tuple(student_features.shape)} "
@@ -55,6 +57,7 @@ class FeatureLoss(nn.Module):
 
     def __init__(self, student_dim: int, teacher_dim: int, spatial: bool) -> None:
         super().__init__()
+        check_types(FeatureLoss.__init__, locals())
         for name, value in (("student_dim", student_dim), ("teacher_dim", teacher_dim)):
             if value < 1:
                 raise ArgumentError(f"{name} should be 1 or more, got {value}.")

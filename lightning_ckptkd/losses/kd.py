@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.losses.arguments import logit_pair, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
 
@@ -30,6 +31,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Raises:
         ArgumentError: If an argument can't be used.
     """
+    check_types(kd_loss, locals())
     student, teacher = tempered_pair(student_logits, teacher_logits, temperature)
     divergence = F.kl_div(
         F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1), reduction="batchmean", log_target=True

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.losses.arguments import logit_pair
 from lightning_ckptkd.losses.base import LogitLoss
 from lightning_ckptkd.losses.combine import combine_logits
@@ -27,6 +28,7 @@ def mse_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Raises:
         ArgumentError: If an argument can't be used.
     """
+    check_types(mse_loss, locals())
     return F.mse_loss(*logit_pair(student_logits, teacher_logits))
 
 

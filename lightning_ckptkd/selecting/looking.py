@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.layers import Layers, Seen, find_layers, placed, watch
 from lightning_ckptkd.selecting.probe import Probe
@@ -109,7 +109,15 @@ def look(
     module.eval()
     needs = rule.needs(joint=settings.joint)
     batch, name = first_batch(probe), type(module).__name__
-    seen = watch(module, placed(module, batch))
+    try:
+        seen = watch(module, placed(module, batch))
+    except CkptKDError:
+        raise
+    except Exception as error:  # whatever another network than the one that was trained, or its own code, raises
+        raise ArgumentError(
+            f"model: {name} can't be run on the probe's samples ({type(error).__name__}: {str(error)[:300]}). Give the "
+            "module that was harvested, and batches as it was trained on; input_keys says what of them it takes."
+        ) from error
     layers = find_layers(module, seen, needs.layer, need_spatial=needs.feature_map, need_layer=needs.vectors)
     required = needs.logits or need_logits
     output = _find_logits(seen, settings.logits_key, name, whole=whole, required=required)

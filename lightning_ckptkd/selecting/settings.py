@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.information.ranking import ENSEMBLES, TIES
 from lightning_ckptkd.selecting.rules import AUTO as BY_DATA
@@ -29,6 +30,7 @@ class SelectionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(SelectionSettings, vars(self))
         if not isinstance(self.rule, (PositionRule, ScoringRule)):
             raise ArgumentError(f"rule={self.rule.name!r} should be a ScoringRule or a PositionRule.")
         if self.soup is None and self.ensemble not in ENSEMBLES:

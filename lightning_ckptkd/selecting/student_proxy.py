@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.base import Task
@@ -55,6 +56,7 @@ class StudentProxy:
     logits_key: str | int | None = None
 
     def __post_init__(self) -> None:
+        check_types(StudentProxy, vars(self))
         for name, least in (("steps", 1), ("candidates", 2), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise ArgumentError(

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 
 
@@ -29,6 +30,7 @@ class Cadence:
     window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        check_types(Cadence, vars(self))
         given = {
             name: getattr(self, name)
             for name in ("every_n_epochs", "every_n_train_steps", "epochs")

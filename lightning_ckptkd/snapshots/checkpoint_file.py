@@ -135,8 +135,9 @@ def open_checkpoint(path: Path, action: str, remedy: str) -> Iterator[Checkpoint
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise SnapshotError(f"{path} can't be opened: {error.strerror}. {_sentence(remedy)}") from None
+    except (OSError, ValueError) as error:  # a ValueError of a NUL character in a path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SnapshotError(f"checkpoint {path} can't be opened: {reason}. {_sentence(remedy)}") from None
     with open(descriptor, "rb") as file:  # noqa: PTH123
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise SnapshotError(f"{path} is no regular file: {remedy}.")

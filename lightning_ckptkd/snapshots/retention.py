@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.snapshots.manifest import Snapshot
 
@@ -26,6 +27,7 @@ class Retention:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(Retention, vars(self))
         if self.last is not None and self.max_bytes is not None:
             raise ArgumentError(f"Give keep_last={self.last} or keep_bytes={self.max_bytes}, not both.")
         for name, value in (("keep_last", self.last), ("keep_bytes", self.max_bytes)):

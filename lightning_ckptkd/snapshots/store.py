@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.folders import Folder, Part, open_folder
@@ -52,6 +53,7 @@ class SnapshotStore:
         Raises:
             SnapshotError: If there is no readable manifest, or no snapshot in it.
         """
+        check_types(SnapshotStore.open, locals())
         folder = open_folder(folder)
         if not folder.exists(MANIFEST_NAME):
             raise SnapshotError(
@@ -78,6 +80,7 @@ class SnapshotStore:
         Raises:
             SnapshotError: If the folder holds the harvest of another run, is being written, or can't be written.
         """
+        check_types(SnapshotStore.create, locals())
         folder = open_folder(folder)
         _read_own_manifest(folder, run_id)  # another run's folder is not even locked
         folder.make()

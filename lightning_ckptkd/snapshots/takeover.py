@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots.checkpoint_file import CheckpointFile, open_checkpoint
 from lightning_ckptkd.snapshots.fields import is_text, json_safe
@@ -67,6 +68,7 @@ def harvest_checkpoints(
         SnapshotError: If the files are of several runs, a file is no Lightning checkpoint or is damaged or hostile, or
             ``snapshots`` holds another harvest.
     """
+    check_types(harvest_checkpoints, locals())
     source = Path(checkpoints).expanduser()
     paths = _find_files(source, None if files is None else [files] if isinstance(files, str) else list(files))
     chosen = "" if files is None else "\0" + json.dumps([files] if isinstance(files, str) else sorted(files))

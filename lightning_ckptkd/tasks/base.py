@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.label import head_gains, label_entropy
 from lightning_ckptkd.losses import KDLoss, LogitLoss
@@ -62,6 +63,7 @@ class Task(ABC):
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
+        check_types(Task.__init__, locals())
         if not 0 <= label_smoothing < 1:
             raise ArgumentError(f"label_smoothing should be in [0, 1), got {label_smoothing}.")
         self.ignore_index = ignore_index

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import LogitLoss
 from lightning_ckptkd.losses.hard import as_weights, binary_cross_entropy
@@ -89,6 +90,7 @@ class Binary(YesOrNo):
     name: ClassVar[str] = "binary"
 
     def __init__(self, ignore_index: int | None = -100, pos_weight: float | None = None) -> None:
+        check_types(Binary.__init__, locals())
         super().__init__(ignore_index, None if pos_weight is None else [pos_weight])
 
     @override

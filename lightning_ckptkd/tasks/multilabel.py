@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.binary import YesOrNo
 from lightning_ckptkd.tasks.metrics import RowF1
@@ -32,6 +33,7 @@ class Multilabel(YesOrNo):
     name: ClassVar[str] = "multilabel"
 
     def __init__(self, ignore_index: int | None = -100, pos_weight: list[float] | None = None) -> None:
+        check_types(Multilabel.__init__, locals())
         super().__init__(ignore_index, pos_weight)
 
     @override

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.tasks.batch import Batch, describe, tensors_in
 
@@ -60,6 +61,9 @@ class BatchReader:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        check_types(BatchReader, vars(self))
+        if self.input_keys is not None and not isinstance(self.input_keys, (str, int)) and not self.input_keys:
+            raise ArgumentError("input_keys names nothing. Name what the network is called with, or leave it out.")
         if self.unpack_batch is not None and (self.input_keys is not None or self.target_key is not None):
             raise ArgumentError(
                 "unpack_batch says all that input_keys and target_key could say. Give it alone, or these without it."

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath, device_of, is_images
@@ -40,6 +41,7 @@ class Acceleration:
     bf16: bool = False
 
     def __post_init__(self) -> None:
+        check_types(Acceleration, vars(self))
         if self.mode not in ACCELERATIONS:
             near = near_names(str(self.mode), ACCELERATIONS)
             raise ArgumentError(f"acceleration={self.mode!r} is unknown. Near names: {near}.")

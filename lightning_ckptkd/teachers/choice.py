@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, SelectionError
 from lightning_ckptkd.information.ranking import rank_half, rank_last
 from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore
@@ -30,6 +31,7 @@ def choose_teachers(store: SnapshotStore, choice: str | Sequence[int] | None = N
         SelectionError: If it names an epoch that was not harvested.
         SnapshotError: If ``selection.json`` is missing where it is needed, or can't be trusted.
     """
+    check_types(choose_teachers, locals())
     selected = choice == "selected" or choice is None
     if choice is None and not store.folder.exists(SELECTION_NAME):
         rank_zero_warn(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import FeatureLoss
 from lightning_ckptkd.losses.arguments import check_term_weight
@@ -42,6 +43,7 @@ class FeatureMatching:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_types(FeatureMatching, vars(self))
         for name, value in (("student_dim", self.student_dim), ("teacher_dim", self.teacher_dim)):
             if value < 1:
                 raise ArgumentError(f"{name} should be 1 or more, got {value}.")

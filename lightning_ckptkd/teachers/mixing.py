@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import KDLoss, MSELoss
 from lightning_ckptkd.tasks.batch import Batch, describe
@@ -105,6 +106,7 @@ class Mix(ABC):
     """
 
     def __init__(self, alpha: float, seed: int = 0) -> None:
+        check_types(Mix.__init__, locals())
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ArgumentError(
                 f"alpha of {type(self).__name__} should be above 0, got {alpha}. To mix nothing, leave mix out."

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 
 
@@ -33,6 +34,7 @@ class TeacherSchedule(ABC):
     until_epoch: int | None = None
 
     def __init__(self, from_epoch: int = 0, until_epoch: int | None = None) -> None:
+        check_types(TeacherSchedule.__init__, locals())
         if not 0 <= from_epoch < (math.inf if until_epoch is None else until_epoch):
             raise ArgumentError(f"from_epoch={from_epoch} should be 0 or more and before until_epoch={until_epoch}.")
         self.from_epoch, self.until_epoch = from_epoch, until_epoch
@@ -87,6 +89,7 @@ class RandomTeacher(TeacherSchedule):
 
     def __init__(self, seed: int = 0, from_epoch: int = 0, until_epoch: int | None = None) -> None:
         super().__init__(from_epoch, until_epoch)
+        check_types(RandomTeacher.__init__, locals())
         self.seed = seed
 
     @override
@@ -108,6 +111,7 @@ class Progressive(TeacherSchedule):
 
     def __init__(self, cumulative: bool = False, from_epoch: int = 0, until_epoch: int | None = None) -> None:
         super().__init__(from_epoch, until_epoch)
+        check_types(Progressive.__init__, locals())
         self.cumulative = cumulative
 
     @override
@@ -132,6 +136,7 @@ class Route(TeacherSchedule):
 
     def __init__(self, stages: Mapping[int, int], from_epoch: int = 0, until_epoch: int | None = None) -> None:
         super().__init__(from_epoch, until_epoch)
+        check_types(Route.__init__, locals())
         self.stages = {int(start): int(teacher) for start, teacher in stages.items()}
         if 0 not in self.stages or min(self.stages) < 0:
             raise ArgumentError(f"stages={self.stages} should start with the student's epoch 0.")

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.transfer import overridden_hooks
@@ -56,6 +57,7 @@ class TeacherCache:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(TeacherCache, vars(self))
         CacheKey(("",), 1, (), self.views, self.seed, self.dtype, self.top_k)  # checks them
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_ckptkd.information.by_sample import sum_by_sample, values_by_sample
+from lightning_ckptkd.information.by_sample import gains_by_sample, sum_by_sample, values_by_sample
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 
 
@@ -47,3 +47,12 @@ def test_the_error_of_samples_of_different_lengths() -> None:
         errors.append(float(jackknife_error(leave_one_out(values, 0))))
     spread = float(torch.tensor(ratios).std())
     assert float(torch.tensor(errors).mean()) == pytest.approx(spread, rel=0.15)
+
+
+def test_a_term_is_the_sum_over_units() -> None:
+    gains, units = torch.randn(60).double(), torch.arange(60) % 3
+    samples = torch.arange(60) // 3
+    values = gains_by_sample(gains, samples, 20, units)
+    expected = sum(float(gains[units == unit].mean()) for unit in range(3))
+    assert float(values.mean()) == pytest.approx(expected)
+    torch.testing.assert_close(values, gains.view(20, 3).sum(1), msg="one row of each unit a sample: their sum")

@@ -119,3 +119,16 @@ def test_unit_range_undoes_a_normalisation() -> None:
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.1]).view(3, 1, 1)
     torch.testing.assert_close(unit_range((images - mean) / std), images, atol=1e-5, rtol=0)
     assert torch.isfinite(unit_range(torch.ones(2, 1, 2, 2))).all()
+
+
+def test_the_scored_fold_teaches_nothing() -> None:
+    """What a sample gains does not change with the other samples of its fold, which no decoder may have seen."""
+    images, folds = digit_images(200), torch.arange(200) % 5
+    maps = torch.nn.functional.avg_pool2d(images, 2)
+    first = convolutional_input_gains(images, maps, folds, steps=20)
+    others = (folds == 4).nonzero()[1:, 0]
+    images, maps = images.clone(), maps.clone()
+    images[others], maps[others] = 1 - images[others], 5 * torch.rand(len(others), 1, 4, 4)
+    again = convolutional_input_gains(images, maps, folds, steps=20)
+    assert float(again[0]) == pytest.approx(float(first[0]), abs=1e-5)
+    assert (again[1:] - first[1:]).abs().min() > 0.01

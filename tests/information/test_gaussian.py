@@ -198,3 +198,16 @@ def test_folds_are_even_and_seeded() -> None:
     assert sorted(torch.bincount(folds).tolist()) == [20, 20, 21, 21, 21]
     assert torch.equal(folds, assign_folds(103, 5, 1))
     assert not torch.equal(folds, assign_folds(103, 5, 2))
+
+
+def test_a_fold_is_not_in_its_own_covariance() -> None:
+    """What the decoder of a fold has not seen is judged by what the others taught it, and not by itself."""
+    generator = torch.Generator().manual_seed(0)
+    f = torch.randn(1000, 2, generator=generator, dtype=torch.float64)
+    folds = torch.arange(1000) % 5
+    noise = torch.randn(1000, 2, generator=generator, dtype=torch.float64)
+    gains = gaussian_gains(f + noise * torch.where(folds == 0, 10, 0.1)[:, None], f, folds)
+    assert float(gains[folds == 0].mean()) < -500, "100 times the noise that the other folds have"
+    x = torch.where(folds == 0, 100, 1)[:, None] * f
+    gains = gaussian_gains(x, torch.randn(1000, 2, generator=generator), folds)
+    assert float(gains[folds == 0].abs().mean()) > 10, "and X alone, whose covariance is that of the others"

@@ -125,3 +125,16 @@ def test_forty_snapshots_of_128_features() -> None:
     joint = JointInformation(x, features, None, LABELS, FOLDS)
     steps = grow_set(joint, 0, 4, (1.0, 0.0), 0)
     assert [step.input_information for step in steps] == sorted(step.input_information for step in steps)
+
+
+def test_a_gain_within_its_error_is_none() -> None:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(500, 2, generator=generator).double()
+    told = reduce_features(x + 0.3 * torch.randn(500, 2, generator=generator))
+    noise = reduce_features(torch.randn(500, 1, generator=generator).double())
+    found = []
+    for count in (2, None):
+        joint = JointInformation(x, [told, noise], None, torch.zeros(500).long(), assign_folds(500, 5, 0))
+        found.append(grow_set(joint, 0, count, (1.0, 0.0), 0))
+    assert 0 < found[0][1].gain < found[0][1].gain_error, "a gain there is, by chance"
+    assert [step.member for step in found[1]] == [0]

@@ -165,3 +165,26 @@ def test_the_error_over_samples_is_that_of_a_ratio_of_sums() -> None:
         means.append(float(gains.mean()))
     last = gains_by_sample(gains, samples, 300)
     assert float(last.std()) / math.sqrt(300) == pytest.approx(float(torch.tensor(means).std()), rel=0.2)
+
+
+def test_costs_are_those_of_logits_divided_by_each_temperature() -> None:
+    logits, labels = 3 * torch.randn(50, 4), torch.randint(4, (50,))
+    costs = tempered_costs(logits, labels, (0.5, 1.0, 8.0))
+    for column, temperature in enumerate((0.5, 1.0, 8.0)):
+        expected = F.cross_entropy(logits.double() / temperature, labels, reduction="none")
+        torch.testing.assert_close(costs[:, column], expected)
+
+
+def test_numbers_of_a_fold_are_judged_by_the_errors_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(500, 1, generator=generator)
+    folds = torch.arange(500) % 5
+    predictions = targets + torch.where(folds == 0, 10, 0.1)[:, None] * torch.randn(500, 1, generator=generator)
+    assert float(gaussian_head_gains(predictions, targets, folds)[folds == 0].mean()) < -1000
+
+
+def test_the_probe_does_not_learn_the_samples_that_it_is_scored_on() -> None:
+    """Of labels that are drawn at random there is nothing to know but by heart."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(200, 60, generator=generator), torch.randint(2, (200,), generator=generator)
+    assert float(logistic_gains(features, labels, assign_folds(200, 5, 0)).mean()) < 0

@@ -50,3 +50,23 @@ def test_steps_that_a_batch_jumps_over_still_count() -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         Cadence(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "max_epochs", "max_steps", "expected"),
+    [
+        ({}, 10, None, 10),
+        ({"every_n_epochs": 5}, 10, None, 2),
+        ({"every_n_epochs": 4}, 10, None, 2),
+        ({"every_n_train_steps": 25}, None, 100, 4),
+        ({"epochs": [0, 9, 10]}, 10, None, 2),
+        ({"every_n_epochs": 2, "window": (0.5, 1.0)}, 10, None, 3),
+        ({"window": (0.5, 1.0)}, 10, 100, None),
+        ({}, None, None, None),
+        ({"epochs": [3, 4]}, None, None, 2),
+    ],
+)
+def test_how_many_are_to_come(
+    options: dict[str, Any], max_epochs: int | None, max_steps: int | None, expected: int | None
+) -> None:
+    assert Cadence(**options).count(max_epochs, max_steps, 100) == expected

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.information.likelihoods import LIKELIHOODS
 from lightning_ckptkd.information.ranking import DEFAULT_TIES, NORMALISATIONS, ScoreRule
@@ -92,6 +94,7 @@ class MI(ScoringRule):
         input_view: InputView | None = None,
         ties: str = DEFAULT_TIES,
     ) -> None:
+        check_types(MI.__init__, locals())
         self.feature, self.layer, self.temperature = feature, layer, temperature
         self.input_estimator, self.label_estimator, self.given_label = input_estimator, label_estimator, given_label
         self.input_weight, self.label_weight = input_weight, label_weight
@@ -222,7 +225,7 @@ class MI(ScoringRule):
                 f"given_label=True is for input_estimator='gaussian', got {self.input_estimator!r}. Leave one out."
             )
         weights = self.input_weight, self.label_weight
-        if min(weights) < 0 or max(weights) == 0:
+        if not all(map(math.isfinite, weights)) or min(weights) < 0 or max(weights) == 0:
             raise ArgumentError(
                 f"input_weight and label_weight should be 0 or more and not both 0, got {weights[0]} and {weights[1]}."
             )
