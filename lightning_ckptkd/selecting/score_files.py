@@ -27,7 +27,7 @@ from lightning_ckptkd.snapshots.selection import read_candidate
 from lightning_ckptkd.snapshots.store import package_versions
 
 SCORES_NAME = "scores.json"
-_FORMAT, _VERSION = "lightning_ckptkd.scores", 3
+_FORMAT, _VERSION = "lightning_ckptkd.scores", 4
 _NAME = re.compile(r"score-[0-9a-f]{16}-[0-9a-f]{16}\.json")
 _MOST = 2000  # scores that are kept: 2 MB
 
