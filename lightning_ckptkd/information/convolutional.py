@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_ckptkd.information.label import label_entropy
+from lightning_ckptkd.information.label import label_surprises
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 
 _BATCH_SIZE = 64
@@ -163,7 +163,7 @@ def convolutional_label_gains(
         device: Where the classifier is trained; the samples may stay where they are.
 
     Returns:
-        H(Y) + log q(y|f) in nats, shape (N_scoring,), float64; H(Y) is that of the scoring fold.
+        log q(y|f) - log p(y) in nats, shape (N_scoring,), float64; p are the frequencies in the scoring fold.
     """
     maps = feature_maps.float()
     maps = maps / maps[folds < folds.max() - 1].std().clamp_min(1e-12)
@@ -175,7 +175,7 @@ def convolutional_label_gains(
     def cost(classifier: nn.Module, batch: Tensor) -> Tensor:
         return F.cross_entropy(classifier(maps[batch].to(device)), labels[batch].to(device), reduction="none")
 
-    return label_entropy(labels[scoring_fold(folds)]) - _held_out_costs(make, cost, folds, steps, seed, device)
+    return label_surprises(labels[scoring_fold(folds)]) - _held_out_costs(make, cost, folds, steps, seed, device)
 
 
 def _enlarge(height: int, width: int, in_channels: int, channels: int) -> list[nn.Module]:

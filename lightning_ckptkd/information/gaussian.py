@@ -21,8 +21,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.information.robust import pull_in, winsorise
+
 _RIDGES = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 _NOISE_FLOOR = 1e-6  # share of X's mean variance
+_STILL = 0.1  # of a unit's deviation over all samples: with less over those that fit, its slope would be a guess
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def fit_decoders(folds: Sequence[Moments]) -> list[GaussianDecoder]:
             f"folds: all but one need at least twice as many samples as X has dimensions ({dimensions}), got "
             f"{smallest:.0f}."
         )
-    regressions = [_Regression(total - fold) for fold in folds]
+    usual = _deviation(total)
+    regressions = [_Regression(total - fold, usual) for fold in folds]
     floor = noise_floor(total)
     best: tuple[float, list[Tensor], list[Tensor]] | None = None
     for ridge in _RIDGES:
@@ -193,6 +197,8 @@ def gaussian_information(folds: Sequence[Moments]) -> float:
 def gaussian_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
     """What each sample adds to I(X;F): log q(x|f) - log q(x) in nats, whose mean is :func:`gaussian_information`.
 
+    Values of X and F far outside of all others are pulled in before (see :mod:`.robust`), so that no sample decides.
+
     Args:
         x: Inputs, shape (N, Dx).
         f: Features, shape (N, Df).
@@ -206,7 +212,7 @@ def gaussian_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
     """
     members = [folds == fold for fold in range(int(folds.max()) + 1)]
     # features of a network that hardly began to learn differ in their last digits, which sums of squares would lose
-    x, f = (part.double() - part.double().mean(0) for part in (x, f))
+    x, f = (part - part.mean(0) for part in (pull_in(x), winsorise(f)))
     decoders = fit_decoders([Moments.of(x[member], f[member]) for member in members])
     gains = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for member, decoder in zip(members, decoders, strict=True):
@@ -240,11 +246,11 @@ def add_noise(covariance: Tensor, floor: Tensor) -> Tensor:
 class _Regression:
     """The ridge regression of x on f, for any ridge, from the moments that it is fitted to."""
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: Moments, usual: Tensor) -> None:
         self.mean_x, self.mean_f = moments.x / moments.count, moments.f / moments.count
         _, xf, ff = moments.centred(self.mean_x, self.mean_f)
         deviation = ff.diagonal().clamp_min(0).sqrt()
-        constant = deviation <= 1e-9 * deviation.max()
+        constant = (deviation <= 1e-9 * deviation.max()) | (deviation <= _STILL * usual)
         self._scale = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, deviation))
         self._correlation = self._scale[:, None] * ff * self._scale
         self._cross = self._scale[:, None] * xf.T
@@ -263,6 +269,12 @@ class _Regression:
     def second_moment(self, moments: Moments) -> Tensor:
         """Second moment of x over other samples, centred by this regression's mean."""
         return moments.centred(self.mean_x, self.mean_f)[0]
+
+
+def _deviation(moments: Moments) -> Tensor:
+    """Standard deviation of each feature, shape (Df,)."""
+    mean = moments.f / moments.count
+    return (moments.ff.diagonal() / moments.count - mean.square()).clamp_min(0).sqrt()
 
 
 def _residual(xx: Tensor, xf: Tensor, ff: Tensor, slope: Tensor) -> Tensor:

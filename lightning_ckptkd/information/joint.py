@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_ckptkd.information.gaussian import Moments, add_noise, log_density_gains, noise_floor
 from lightning_ckptkd.information.label import TEMPERATURES, head_gains, tempered_costs
+from lightning_ckptkd.information.robust import pull_in, winsorise
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 
 MAX_DIMENSIONS = 128
@@ -27,13 +28,15 @@ _RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
 def reduce_features(features: Tensor) -> Tensor:
     """Features of unit variance without those that never change; their leading 128 principal components at most.
 
+    What is far outside of all others is pulled in before (see :mod:`.robust`).
+
     Args:
         features: Shape (N, D).
 
     Returns:
         Shape (N, D') with D' <= 128, float64.
     """
-    features = features.double()
+    features = winsorise(features)
     features = features - features.mean(0)
     deviation = features.square().mean(0).sqrt()
     features = features[:, deviation > 1e-9 * deviation.max()]
@@ -85,7 +88,7 @@ class JointInformation:
         folds: Tensor,
         expected_size: int = 3,
     ) -> None:
-        self._x = x.double() - x.double().mean(0)
+        self._x = pull_in(x) - pull_in(x).mean(0)
         self._labels, self._folds, self._logits = labels, folds, logits
         self._held_out = [folds == fold for fold in range(int(folds.max()) + 1)]
         self._floor = noise_floor(Moments.of(x, x[:, :0]))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_ckptkd.information.robust import fences, within_fence
+
 TEMPERATURES = tuple(2.0 ** (power / 4) for power in range(-8, 17))  # 1/4 to 16
 _AT_ONCE = 2**24  # logits that are in memory in float64 at one time
 
@@ -26,6 +28,26 @@ def label_entropy(labels: Tensor) -> float:
     """
     shares = labels.double().mean(0) if labels.dim() == 2 else torch.bincount(labels).double() / len(labels)
     return float(torch.special.entr(shares).sum())
+
+
+def label_surprises(labels: Tensor) -> Tensor:
+    """-log p(y) of each sample under the labels' empirical distribution, in nats, whose mean is :func:`label_entropy`.
+
+    So the standard error of H(Y) less a cross-entropy has that of H(Y) in it.
+
+    Args:
+        labels: As :func:`label_entropy` takes them.
+
+    Returns:
+        Shape (N,), float64.
+    """
+    if labels.dim() == 2:
+        shares = labels.double().mean(0)
+        surprises: Tensor = -torch.special.xlogy(labels.double(), shares).sum(1)
+    else:
+        shares = torch.bincount(labels).double() / len(labels)
+        surprises = -shares.log()[labels]
+    return surprises
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -60,7 +82,8 @@ def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequ
     """What each sample adds to I(Y;F) by the teacher's own head with a fitted temperature.
 
     The temperature takes back over- and under-confidence (Guo et al. 2017), which tell nothing of the features. Each
-    fold has the one that suits the other folds best.
+    fold has the one that suits the other folds best. Rows of logits whose spread is far outside of all others' are
+    pulled in before (see :mod:`.robust`).
 
     Args:
         logits: Shape (N, K).
@@ -69,16 +92,17 @@ def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequ
         temperatures: To choose from; the one nearest to 1 is taken where no other fold has a sample.
 
     Returns:
-        H(Y) + log q(y|f) in nats, shape (N,), float64. The mean is I(Y;F), at most H(Y).
+        log q(y|f) - log p(y) in nats, shape (N,), float64, p being the labels' frequencies. The mean is I(Y;F), at most
+        H(Y).
     """
-    costs = tempered_costs(logits, labels, temperatures)
+    costs = tempered_costs(within_fence(logits), labels, temperatures)
     best = costs.new_empty(len(costs))
     plain = min(range(len(temperatures)), key=lambda place: abs(math.log(temperatures[place])))
     for fold in range(int(folds.max()) + 1):
         held_out = folds == fold
         others = costs[~held_out]
         best[held_out] = costs[held_out, others.mean(0).argmin() if len(others) else plain]
-    return label_entropy(labels) - best
+    return label_surprises(labels) - best
 
 
 def gaussian_head_gains(predictions: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
@@ -87,7 +111,8 @@ def gaussian_head_gains(predictions: Tensor, targets: Tensor, folds: Tensor) -> 
     For a density q(y|f), I(Y;F) >= E[log q(y|f) - log p(y)] where p is Y's own; here both are Gaussian, one number at
     a time. q has the mean squared error of the other folds for its variance, p the mean and variance of all samples,
     so that the mean over samples is 1/2 ln(var / mse) where the folds' errors are alike, and less where they are not.
-    It is below 0 where the predictions are worse than the mean of Y.
+    It is below 0 where the predictions are worse than the mean of Y. Predictions far outside of all targets and of all
+    other predictions are pulled in, so that no sample decides.
 
     Args:
         predictions: Shape (N, D).
@@ -97,7 +122,11 @@ def gaussian_head_gains(predictions: Tensor, targets: Tensor, folds: Tensor) -> 
     Returns:
         Nats, summed over the D numbers, shape (N,), float64. One that is the same for all samples adds nothing.
     """
-    predictions, targets = predictions.double(), targets.double()
+    targets = targets.double()
+    low, high = fences(predictions.double())
+    lowest, highest = targets.amin(0), targets.amax(0)
+    beyond = (highest - lowest) / 2
+    predictions = predictions.double().clamp(torch.minimum(low, lowest - beyond), torch.maximum(high, highest + beyond))
     centred = targets - targets.mean(0)
     variance = centred.square().mean(0)
     varies = variance > (torch.finfo(torch.float32).eps * targets.abs().amax(0)).square()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_ckptkd.information.label import label_entropy
+from lightning_ckptkd.information.label import label_surprises
+from lightning_ckptkd.information.robust import winsorise
 
 _PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)
 _MAX_ITERATIONS = 100
@@ -24,9 +25,10 @@ def logistic_gains(features: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
         folds: Fold of each sample, shape (N,), three or more of them.
 
     Returns:
-        H(Y) + log q(y|f) in nats, shape (N,), float64. The mean is I(Y;F), at most H(Y).
+        log q(y|f) - log p(y) in nats, shape (N,), float64, p being the labels' frequencies. The mean is I(Y;F), at most
+        H(Y).
     """
-    features = features.double()
+    features = winsorise(features)
     features = (features - features.mean(0)) / features.std(0).clamp_min(1e-12)
     num_classes = int(labels.max()) + 1
     last = int(folds.max())
@@ -45,7 +47,7 @@ def logistic_gains(features: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
         held_out = folds == fold
         fitted = _fit(features[~held_out], labels[~held_out], torch.zeros_like(weights), penalty)
         gains[held_out] = -F.cross_entropy(_logits(features[held_out], fitted), labels[held_out], reduction="none")
-    return label_entropy(labels) + gains
+    return label_surprises(labels) + gains
 
 
 def _logits(features: Tensor, weights: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.label import head_gains, label_entropy
+from lightning_ckptkd.information.label import head_gains, label_entropy, label_surprises
 from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.losses.hard import as_weights, cross_entropy
 from lightning_ckptkd.tasks.metrics import RowAccuracy
@@ -280,6 +280,27 @@ class Task(ABC):
             return label_entropy(targets)
         rows = [units == unit for unit in range(int(units.max()) + 1)]
         return math.fsum(label_entropy(targets[own]) for own in rows if bool(own.any()))
+
+    def label_surprises(self, targets: Tensor, units: Tensor | None = None) -> Tensor | None:
+        """-log p(y) of each row under the frequencies of its unit, in nats; None where Y has no such bound.
+
+        The sum over units of the mean over a unit's rows is :meth:`label_entropy`.
+
+        Args:
+            targets: Shape (R,), without ``ignore_index``.
+            units: Unit of each row, shape (R,); None: one for all.
+
+        Returns:
+            Shape (R,), float64.
+        """
+        if units is None:
+            return label_surprises(targets)
+        surprises = torch.empty(len(targets), dtype=torch.float64, device=targets.device)
+        for unit in range(int(units.max()) + 1):
+            rows = units == unit
+            if bool(rows.any()):
+                surprises[rows] = label_surprises(targets[rows])
+        return surprises
 
     def costs(self, logits: Tensor, targets: Tensor) -> Tensor:
         """-log q(y|f) of each row by the network's own head as it is, without a fitted temperature.

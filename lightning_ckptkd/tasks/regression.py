@@ -122,5 +122,9 @@ class Regression(Task):
         return None
 
     @override
+    def label_surprises(self, targets: Tensor, units: Tensor | None = None) -> Tensor | None:
+        return None
+
+    @override
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}

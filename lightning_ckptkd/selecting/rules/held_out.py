@@ -61,5 +61,6 @@ class Loss(MeanRule):
     @override
     def measure(self, features: Features, rows: ProbeRows) -> Term:
         assert features.logits is not None
-        gains = rows.term(-rows.task.costs(features.logits, rows.targets))
-        return gains.plus(rows.task.label_entropy(rows.targets, rows.units) or 0.0)
+        costs = rows.task.costs(features.logits, rows.targets)
+        surprises = rows.task.label_surprises(rows.targets, rows.units)
+        return rows.term(-costs if surprises is None else surprises - costs)

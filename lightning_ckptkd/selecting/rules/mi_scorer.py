@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_ckptkd.information.convolutional import (
@@ -20,6 +22,7 @@ from lightning_ckptkd.information.joint import JointInformation, count_best, gro
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.ranking import ScoreRule
+from lightning_ckptkd.information.robust import deciding_units, outlying_samples, pull_in, winsorise
 from lightning_ckptkd.information.uncertainty import jackknife_error
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
@@ -30,6 +33,7 @@ from lightning_ckptkd.snapshots import Candidate, JointChoice
 
 _MAX_COMPONENTS = 64
 _SAMPLES_PER_COMPONENT = 20
+_NAMED = 10  # units or samples in a message
 _MOST_IN_POOL = 40  # snapshots that a joint choice is made among
 INPUT, LABEL = "input_information", "label_information"
 
@@ -70,10 +74,11 @@ class MIScorer:
         self.x: Tensor | None = None
         self.input_entropy = 0.0
         self._images: Tensor | None = None
+        self._told: set[str] = set()
         found = input_vectors(rows.probe, estimators.input_view).values
         if found is not None:
             count = min(_MAX_COMPONENTS, max(1, len(rows) // _SAMPLES_PER_COMPONENT))
-            self.x = principal_components(found, count)
+            self.x = principal_components(pull_in(found), count)
             if estimators.given_label:
                 self.x = within_classes(self.x, self._labels)
             self.input_entropy = gaussian_ceiling(self.x)
@@ -89,7 +94,7 @@ class MIScorer:
 
     def score(self, features: Features) -> dict[str, Term]:
         """I(X;F), or I(X;F|Y), where X can be decoded; and I(Y;F)."""
-        pooled = self._chosen(features)
+        pooled = self._within_fences(self._chosen(features))
         terms = {} if self.x is None else {INPUT: self._rows.sample_term(self._input_gains(features, pooled))}
         return {**terms, LABEL: self._score_label(features, pooled)}
 
@@ -127,7 +132,7 @@ class MIScorer:
 
     def member(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Reduced features (N, D) and logits (N, K) of one snapshot."""
-        return reduce_features(self._decoded(self._chosen(features))), features.logits
+        return reduce_features(self._decoded(winsorise(self._chosen(features)))), features.logits
 
     def grow(
         self,
@@ -179,6 +184,25 @@ class MIScorer:
         logits = features.logits
         return logits if estimators.feature == "logits" else (logits.double() / estimators.temperature).softmax(1)
 
+    def _within_fences(self, pooled: Tensor) -> Tensor:
+        """F without what is far outside of all others; the first snapshot with such units or samples is told."""
+        units, samples = deciding_units(pooled, self._rows.folds), outlying_samples(pooled)
+        if bool(units.any()) and "units" not in self._told:
+            self._told.add("units")
+            warnings.warn(
+                f"Units {_listed(units)} (from 0) of the {len(units)} of F are almost always the same in a snapshot, "
+                "and so far from that for single probe samples that these would decide I(X;F): what they do there was "
+                "cut off. A larger probe_size shows more of it, MI(layer=...) takes another layer.",
+                stacklevel=2,
+            )
+        if bool(samples.any()) and "samples" not in self._told:
+            self._told.add("samples")
+            rank_zero_info(
+                f"Samples {_listed(samples)} (from 0) of the probe set as drawn have features far outside of all "
+                "others' in a snapshot; they were pulled in, so that they do not decide."
+            )
+        return winsorise(pooled)
+
     def _decoded(self, pooled: Tensor) -> Tensor:
         """What X is decoded from."""
         return within_classes(pooled, self._labels) if self._estimators.given_label else pooled
@@ -218,6 +242,11 @@ class MIScorer:
         """I(X;F) of each; nothing where it was left out."""
         groups = len(scores[0].terms[LABEL].replicates)
         return [score.terms.get(INPUT, Term(0.0, (0.0,) * groups)) for score in scores]
+
+
+def _listed(which: Tensor) -> str:
+    places = which.nonzero().squeeze(1).tolist()
+    return ", ".join(map(str, places[:_NAMED])) + ("…" if len(places) > _NAMED else "")
 
 
 def _estimates(terms: Mapping[str, Term]) -> dict[str, float]:
