@@ -23,6 +23,7 @@ from lightning_ckptkd import (
     SnapshotError,
     SnapshotStore,
     Soup,
+    StudentProxy,
     TeacherError,
 )
 from lightning_ckptkd.selecting.rules import Loss, RowRule
@@ -66,6 +67,18 @@ def write(folder: Path, snapshots: Sequence[Weights]) -> Path:
         for epoch, weights in enumerate(snapshots):
             store.commit(weights, epoch=epoch, global_step=10 * (epoch + 1))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture takes most of the time of such a small selection; one test draws them."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("lightning_ckptkd.selector.draw_selection", lambda *_: None)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Leave pictures in."""
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +204,9 @@ def test_soups_are_no_candidates_and_the_same_one_is_not_made_twice(harvested: P
     assert (harvested / first.chosen[0]).exists(), "a choice that is made later deletes none"
 
 
-def test_a_student_learns_from_a_soup(harvested: Path) -> None:
+def test_a_student_learns_from_a_soup(harvested: Path, drawn: None) -> None:
     selection = select(harvested, ensemble="soup")
+    assert (harvested / "selection.png").stat().st_size > 10_000
     weights = SnapshotStore.open(harvested).load(SnapshotStore.open(harvested).soups[0])
     module = DistillationModule(linear(), linear(), harvested, teacher_weights="score", acceleration="none")
     module.setup("fit")
@@ -267,6 +281,29 @@ def test_bad_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ArgumentError) as error:
         Soup(**options)
     assert words in str(error.value)
+
+
+def test_students_that_were_tried_say_which_are_the_best(harvested: Path) -> None:
+    proxy = StudentProxy(linear(), steps=3, candidates=2, batch_size=16)
+    selector = MISelector(rule="loss", ensemble=Soup(kind="window", window=2), student_proxy=proxy)
+    training = DataLoader(digits(0, 100), 50)
+    selection = selector.select(harvested, linear(), probe(), training, progress=False)
+    best = next(one for one in selection.candidates if one.rank == 1)
+    assert best.student_information is not None and not selection.proxy["cancelled"]
+    assert selection.soup["members"][0]["file"] == best.file
+
+
+def test_what_selects_by_hand_names_its_options() -> None:
+    selector = MISelector(rule=Loss(), ensemble=Soup(kind="window", margin=2), num_teachers=9)
+    options = selector._options_in_words()
+    assert options == {
+        "rule": "loss",
+        "ensemble": "soup",
+        "ensemble.kind": "window",
+        "ensemble.margin": 2,
+        "num_teachers": 9,
+    }
+    assert MISelector(ensemble="soup")._options_in_words() == {"ensemble": "soup"}
 
 
 def test_near_names_know_it() -> None:
