@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ckptkd.selecting.rules import Rule
+from lightning_ckptkd.selecting.soup import NAME as SOUP
+from lightning_ckptkd.selecting.soup import Soup
 
 _PLAIN = (bool, int, float, str)
 
@@ -59,6 +61,9 @@ def changed_options(init: Callable[..., None], named: Mapping[str, Any]) -> dict
         if isinstance(value, Rule):
             own = {f"rule.{key}": found for key, found in _changed(type(value).__init__, value.options()).items()}
             options |= {"rule": value.name, **own} if own or value.name != default else {}
+        elif isinstance(value, Soup):
+            own = {f"{name}.{key}": found for key, found in _changed(Soup.__init__, vars(value)).items()}
+            options |= {name: SOUP, **own}
         elif name not in ("snapshots", "on_error") and value is not default and value != default:
             options[name] = value
     return options

@@ -22,7 +22,6 @@ from lightning_ckptkd.snapshots import Snapshot
 from lightning_ckptkd.snapshots.averaging import WeightMean
 from lightning_ckptkd.snapshots.weights import module_weights
 from lightning_ckptkd.tasks.batch import Batch, split
-from lightning_ckptkd.tasks.loaders import is_indexed, sample_indices
 
 
 @dataclass(frozen=True)
@@ -216,24 +215,14 @@ class SoupBuilder:
                 )
                 self._batches = list(split(rows.probe.batches, self._batch_size))
             else:
-                self._batches = self._training_batches(self._data, count)
+                drawn = self._data.samples(count, min(self._batch_size, count), self._seed)
+                self._batches = [batch.detached() for batch in drawn]
             self._statistics = {
                 "samples": sum(map(len, self._batches)),
                 "of": "probe" if self._data is None else "training",
                 "digest": digest(self._batches)[:16],
             }
         return self._batches
-
-    def _training_batches(self, data: TrainingData, count: int) -> list[Batch]:
-        if is_indexed(data.loader):
-            count = min(count, max(1, len(sample_indices(data.loader))))
-        size = min(self._batch_size, count)
-        batches: list[Batch] = []
-        for batch in data.batches(-(-count // size), size, self._seed):
-            batches.append(batch.detached())
-            if sum(map(len, batches)) >= count:
-                break
-        return batches
 
     def _without(self, why: str, **known: Any) -> Made:
         return Made({"taken": False, "kind": self._soup.kind, "why": why, **known})

@@ -43,19 +43,39 @@ class TrainingData:
         for raw in itertools.islice(self._all_batches(steps * batch_size, batch_size, seed), steps):
             yield self.reader(raw if self.transfer is None else self.transfer(raw))
 
+    def samples(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Batches of so many samples, or of all where there are fewer; where they can't be drawn, a few more.
+
+        Raises:
+            ArgumentError: If there are no samples.
+        """
+        seed_all(seed)
+        raws: Iterable[Any] = batches_of(self.loader)
+        if is_indexed(self.loader):
+            indices = sample_indices(self.loader)
+            drawn = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:count]]
+            raws = load_samples(self.loader, drawn.tolist(), batch_size)
+        found = 0
+        for raw in self._at_least_one(raws):
+            batch = self.reader(raw if self.transfer is None else self.transfer(raw))
+            found += len(batch)
+            yield batch
+            if found >= count:
+                return
+
     def _all_batches(self, size: int, batch_size: int, seed: int) -> Iterator[Any]:
         if not is_indexed(self.loader):
             while True:
-                yield from self._at_least_one(self.loader)
+                yield from self._at_least_one(batches_of(self.loader))
         indices = sample_indices(self.loader)
         generator = torch.Generator().manual_seed(seed)
         rounds = -(-size // max(1, len(indices)))
         shuffled = [indices[torch.randperm(len(indices), generator=generator)] for _ in range(rounds)]
         yield from self._at_least_one(load_samples(self.loader, torch.cat(shuffled)[:size].tolist(), batch_size))
 
-    def _at_least_one(self, loader: Iterable[Any]) -> Iterator[Any]:
+    def _at_least_one(self, batches: Iterable[Any]) -> Iterator[Any]:
         batch = None
-        for batch in batches_of(loader):
+        for batch in batches:
             yield batch
         if batch is None:
             raise ArgumentError(f"{self.asked_by}: the training data have no batch. Give a train= dataloader that has.")

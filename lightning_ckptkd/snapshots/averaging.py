@@ -27,7 +27,6 @@ class WeightMean:
 
     Attributes:
         size: How many members there are.
-        kept: Names of tensors without a mean that differ among the members, in the order of the state dict.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], name: str) -> None:
@@ -76,8 +75,8 @@ class WeightMean:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Names that differ and have no mean."""
-        return tuple(key for key in self._first if key in self._differing and key not in self._sums)
+        """Names that differ and have no mean, in an order that does not depend on that of a file's tensors."""
+        return tuple(sorted(self._differing - self._sums.keys()))
 
     def differing(self, more: Mapping[str, Tensor] | None = None) -> set[str]:
         """Names whose values are not the same, bit for bit, in all members, and in one more."""

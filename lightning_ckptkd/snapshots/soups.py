@@ -36,7 +36,8 @@ def commit_soup(
     Raises:
         SnapshotError: If a member is not in the harvest, a training writes into it, or a file can't be written.
     """
-    with SnapshotStore.create(folder, _run_of(folder), {}) as store:
+    run_id = SnapshotStore.open(folder).manifest.run_id
+    with SnapshotStore.create(folder, run_id, {}, holder=f"{run_id}, a soup of it") as store:
         known = {snapshot.sha256 for snapshot in store.snapshots}
         lost = next((member.file for member in members if member.sha256 not in known), None)
         if lost is not None:
@@ -61,10 +62,6 @@ def commit_soup(
         )
         store.add_soup(soup, parts)
         return soup
-
-
-def _run_of(folder: str | Path | Folder) -> str:
-    return SnapshotStore.open(folder).manifest.run_id
 
 
 def _is_intact(store: SnapshotStore, soup: SoupSnapshot) -> bool:

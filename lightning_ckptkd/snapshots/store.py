@@ -66,7 +66,9 @@ class SnapshotStore:
         return store
 
     @classmethod
-    def create(cls, folder: str | Path | Folder, run_id: str, source: Mapping[str, Any]) -> Self:
+    def create(
+        cls, folder: str | Path | Folder, run_id: str, source: Mapping[str, Any], *, holder: str | None = None
+    ) -> Self:
         """Open ``folder`` to write the harvest of one run, making it where it does not exist.
 
         Takes the folder's lock, and cleans what a killed writer of the same run left. The manifest is written with
@@ -76,6 +78,8 @@ class SnapshotStore:
             folder: Where the snapshots go: a path or an fsspec URL.
             run_id: The run that writes. A folder that already holds this run's snapshots is continued.
             source: What is harvested, as plain JSON.
+            holder: Whose the lock is. None: the run's, which takes over the lock that it finds of itself on an object
+                store; who else writes must not do that.
 
         Raises:
             SnapshotError: If the folder holds the harvest of another run, is being written, or can't be written.
@@ -85,7 +89,7 @@ class SnapshotStore:
         _read_own_manifest(folder, run_id)  # another run's folder is not even locked
         folder.make()
         with contextlib.ExitStack() as held:
-            held.enter_context(folder.lock(run_id))
+            held.enter_context(folder.lock(run_id if holder is None else holder))
             manifest = _read_own_manifest(folder, run_id)
             if manifest is None:
                 created = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -129,6 +129,35 @@ def test_select_on_a_harvest_alone(fitted: Path) -> None:
     assert [c.accuracy for c in explicit.candidates] == [c.accuracy for c in chosen.candidates]
 
 
+def test_a_soup_from_the_command_line_and_yaml(fitted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(fitted / "snapshots", tmp_path / "snapshots"))
+    words = ["select", str(folder), "--fit_config", str(fitted / "config.yaml"), "--rule=loss"]
+    short = main([*words, "--ensemble", "soup"])
+    assert short.settings["ensemble"] == "soup" and short.soup["kind"] == "greedy"
+    own = main([*words, "--ensemble=soup", "--ensemble.kind=window", "--ensemble.batch_norm_samples=64"])
+    assert own.settings["ensemble"]["kind"] == own.soup["kind"] == "window"
+    assert own.soup["batch_norm"]["samples"] == 64 and own.soup["batch_norm"]["of"] == "training"
+    again = main(["select", "--config", str(folder / "select.yaml")])
+    for key in own.soup:
+        assert again.soup[key] == own.soup[key], key
+    assert again.chosen == own.chosen
+    with pytest.raises(ArgumentError, match="needs a rule that measures"):
+        main(["select", str(folder), "--rule=half", "--ensemble=soup"])
+    callback = {"class_path": "lightning_ckptkd.MISelector", "init_args": {"ensemble": {"kind": "window", "margin": 2}}}
+    harvester = {"class_path": "lightning_ckptkd.CheckpointHarvester", "init_args": {"submodule": "network"}}
+    model = {"class_path": "lightning_ckptkd.zoo.Classifier", "init_args": {"network": TEACHER}}
+    main(["fit", "--config", config(tmp_path, "fit", model, callbacks=[harvester, callback], max_epochs=2)])
+    selection = Selection.read(SnapshotStore.open(tmp_path / "fit" / "version_0" / "snapshots"))
+    assert selection.settings["ensemble"]["margin"] == 2 and selection.soup["kind"] == "window"
+
+
+def test_the_scale_of_logits_in_yaml(distill_config: str) -> None:
+    words = ["--model.kd_loss=lightning_ckptkd.losses.KDLoss", "--trainer.max_epochs=1"]
+    for scale in ("fitted", "standardised", 2.5):
+        module = main(["distill", "--config", distill_config, *words, f"--model.kd_loss.scale={scale}"]).model
+        assert module.kd_loss.scale == scale
+
+
 def test_select_without_a_model(fitted: Path) -> None:
     folder = str(fitted / "snapshots")
     assert main(["select", folder, "--rule=half"]).rule == "half"

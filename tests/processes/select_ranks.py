@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_ckptkd import MISelector, StudentProxy
+from lightning_ckptkd import MISelector, Soup, StudentProxy
 from tests.projects import Project, digits
 
 
@@ -25,6 +25,7 @@ def main(harvest: Path) -> None:
     selectors = {
         "top": MISelector(num_teachers=2),
         "greedy": MISelector(num_teachers=2, ensemble="greedy"),
+        "soup": MISelector(num_teachers=2, ensemble=Soup(kind="window", window=3)),
         "proxy": MISelector(num_teachers=2, student_proxy=proxy),
     }
     for name, selector in selectors.items():

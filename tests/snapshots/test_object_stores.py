@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, SnapshotError, SnapshotStore
 from lightning_ckptkd.commands.export import export_student
-from lightning_ckptkd.snapshots import Selection
+from lightning_ckptkd.snapshots import Selection, commit_soup
 from lightning_ckptkd.snapshots.folders import open_folder
 from lightning_ckptkd.snapshots.folders.objects import Objects
 from lightning_ckptkd.snapshots.folders.remote import RemoteFolder
@@ -75,6 +75,23 @@ def test_a_killed_run_leaves_its_lock_to_the_same_run(url: str) -> None:
     with SnapshotStore.create(url, "killed", {}) as store:
         assert json.loads(Objects(url).get("lock.json"))["token"] != "0123"
         commit(store, 0)
+    assert not Objects(url).exists("lock.json")
+
+
+def test_a_soup_does_not_take_a_trainings_lock(url: str) -> None:
+    with SnapshotStore.create(url, "run", {}) as store:
+        commit(store, 0)
+        commit(store, 1)
+        other = json.loads(Objects(url).get("lock.json"))
+        with pytest.raises(SnapshotError, match="is being written by the run 'run'"):
+            commit_soup(url, store.load(store.snapshots[0]), store.snapshots, {})
+        assert json.loads(Objects(url).get("lock.json")) == other
+        commit(store, 2)
+    soup = commit_soup(url, store.load(store.snapshots[0]), store.snapshots, {})
+    again = SnapshotStore.open(url)
+    assert again.soups == (soup,)
+    assert len(again.snapshots) == 3
+    again.verify(soup)
     assert not Objects(url).exists("lock.json")
 
 
