@@ -40,7 +40,7 @@ format: .venv/test.stamp
 .venv/test.stamp: pyproject.toml
 	@echo "Installing into .venv; with torch it takes about 6 GB, and the first time some minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,export,projects,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,export,loggers,projects,test]'
 	touch $@
 
 .venv/bench.stamp: pyproject.toml
