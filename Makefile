@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench tables format clean
+.PHONY: demo test bench tables docs format clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m lightning_ckptkd.commands.demo
@@ -22,6 +22,10 @@ TASK ?= digits
 tables: .venv/demo.stamp
 	$(BIN)/python -m benchmarks.tables $(TASK) tables/$(TASK) $(if $(DATA),--data $(DATA))
 
+# a warning is an error, and so is a link to a page or heading that is not there
+docs: .venv/docs.stamp
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 format: .venv/test.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -36,7 +40,7 @@ format: .venv/test.stamp
 .venv/test.stamp: pyproject.toml
 	@echo "Installing into .venv; with torch it takes about 6 GB, and the first time some minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,projects,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,export,loggers,projects,test]'
 	touch $@
 
 .venv/bench.stamp: pyproject.toml
@@ -45,5 +49,11 @@ format: .venv/test.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
 	touch $@
 
+.venv/docs.stamp: pyproject.toml
+	@echo "Installing into .venv; with torch it takes about 6 GB, and the first time some minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo docs/_build

@@ -7,7 +7,8 @@ student on the chosen ones. The folder is all that they share.
 
 from importlib.metadata import version
 
-from lightning_ckptkd.commands.export import export_student
+from lightning_ckptkd.commands.export import export_network, export_student
+from lightning_ckptkd.commands.exporting.card import write_model_card
 from lightning_ckptkd.distillation import DistillationModule
 from lightning_ckptkd.errors import (
     ArgumentError,
@@ -41,6 +42,8 @@ __all__ = [
     "StudentProxy",
     "TeacherCache",
     "TeacherError",
+    "export_network",
     "export_student",
     "harvest_checkpoints",
+    "write_model_card",
 ]

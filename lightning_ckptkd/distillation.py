@@ -45,6 +45,7 @@ from lightning_ckptkd.trainer.length import step_number, training_batches
 from lightning_ckptkd.trainer.namespaces import OfOneName
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable, OptimizerCallable, configure
 from lightning_ckptkd.trainer.ranks import current_rank
+from lightning_ckptkd.trainer.run_data import logged_numbers
 from lightning_ckptkd.trainer.sharding import shard
 
 _OBJECTS = (  # options whose values a checkpoint's hyper-parameters could not hold
@@ -64,9 +65,8 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
     Under ModelParallelStrategy the student is sharded as one unit by FSDP2's ``fully_shard``, over the data-parallel
     ranks; a subclass that overrides ``configure_model`` shards it itself. A student may be compiled: checkpoints name
     its weights as without ``torch.compile``, and load into either. Teachers run in the Trainer's precision.
-
-    Logged: ``train_loss``; in validation and test ``_loss``, the task's metrics (``_acc``), ``_agreement`` of student
-    and ensemble and, once, the ensemble's first metric (``_teacher_acc``); without the harvest the student's alone.
+    Logged, and kept in checkpoints: ``train_loss``; in validation and test ``_loss``, the task's metrics (``_acc``),
+    ``_agreement`` with the ensemble and, once, its first metric (``_teacher_acc``); without the harvest the student's.
 
     Args:
         student: The network to train; it returns logits.
@@ -287,6 +287,7 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
         if "state_dict" in checkpoint:
             checkpoint["state_dict"] = plain_names(checkpoint["state_dict"])
         self.panel.save(checkpoint)
+        checkpoint["lightning_ckptkd_metrics"] = logged_numbers(self._trainer)  # for the model card
 
     @override
     def teardown(self, stage: str) -> None:

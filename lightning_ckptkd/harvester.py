@@ -34,10 +34,12 @@ from lightning_ckptkd.snapshots.recorder import Recorder
 from lightning_ckptkd.snapshots.retention import Retention
 from lightning_ckptkd.snapshots.store import SnapshotStore
 from lightning_ckptkd.snapshots.weights import get_submodule, module_weights
+from lightning_ckptkd.trainer.loggers import check_artifact, log_folder
 from lightning_ckptkd.trainer.ranks import on_rank_zero
 from lightning_ckptkd.trainer.strategies import check_strategy, find_averaging, harvested_module
 
 FOLDER_NAME = "snapshots"
+_ARTIFACT = "harvest"
 
 
 class CheckpointHarvester(Callback):
@@ -65,6 +67,8 @@ class CheckpointHarvester(Callback):
             once it has begun to average, instead of the trained ones. It must be listed before this callback.
         on_error: What a snapshot that can't be stored does to training: ``warn`` goes on without it (and tries again
             with the next), ``raise`` ends the run. What is committed stays in any case.
+        as_artifact: When fitting has ended, give the folder to the run's W&B and MLflow loggers as an artifact, with
+            the choice that :class:`MISelector` made.
 
     Raises:
         ArgumentError: If an argument can't be used; what depends on the project is checked when training starts.
@@ -85,6 +89,7 @@ class CheckpointHarvester(Callback):
         dtype: str | None = None,
         averaged: bool = False,
         on_error: str = "warn",
+        as_artifact: bool = False,
     ) -> None:
         check_types(CheckpointHarvester.__init__, locals())
         if dtype not in (None, *STORED_DTYPES):
@@ -98,6 +103,8 @@ class CheckpointHarvester(Callback):
         self.dtype = dtype
         self.averaged = averaged
         self.on_error = on_error
+        self.as_artifact = as_artifact
+        self._fitted = False
         self.folder: str | None = None
         self._run_id: str | None = None
         self._restored: dict[str, Any] = {}  # the state in the checkpoint that is resumed, until training starts
@@ -139,6 +146,9 @@ class CheckpointHarvester(Callback):
         if stage != "fit":
             return
         self.folder = trainer.strategy.broadcast(str(self._resolve_folder(trainer)))
+        self._fitted = False
+        if self.as_artifact:
+            check_artifact(trainer.loggers, self.folder)
         self._abandon()  # what an earlier fit could not
         self._restored = {}  # of an earlier test, say; a checkpoint that is resumed is loaded after this hook
         if trainer.global_step == 0 and _count_batches(trainer) == 0:
@@ -236,6 +246,7 @@ class CheckpointHarvester(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fitted = not trainer.fast_dev_run  # type: ignore[attr-defined]
         if self._restored.get("unstored"):  # training was complete, so that it did not start again
             self.on_train_start(trainer, pl_module)
             self._active = False
@@ -250,6 +261,9 @@ class CheckpointHarvester(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._abandon()
+        if self.as_artifact and self._fitted and self.folder is not None:  # other callbacks are done with it by now
+            self._fitted = False
+            log_folder(trainer.loggers, _ARTIFACT, Path(self.folder).expanduser())
 
     def _resolve_folder(self, trainer: Trainer) -> Path | str:
         if self.dirpath is not None:

@@ -39,6 +39,7 @@ from lightning_ckptkd.selecting.batch_hooks import HookedBatches
 from lightning_ckptkd.selecting.batch_norm import batch_norms
 from lightning_ckptkd.selecting.by_hand import changed_options, command_by_hand, saved_config
 from lightning_ckptkd.selecting.foresight import check_number, check_probe
+from lightning_ckptkd.selecting.logged import log_selection
 from lightning_ckptkd.selecting.picture import draw_selection
 from lightning_ckptkd.selecting.probe import Transfer, collect_on_ranks
 from lightning_ckptkd.selecting.rules import (
@@ -51,6 +52,7 @@ from lightning_ckptkd.selecting.rules import (
 )
 from lightning_ckptkd.snapshots import Selection, SnapshotStore, commit_soup
 from lightning_ckptkd.snapshots.fields import shown
+from lightning_ckptkd.snapshots.folders import open_folder
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
 from lightning_ckptkd.tasks.base import Task
@@ -71,7 +73,8 @@ class MISelector(Callback):
     one standard error of each other, the later snapshot's counts as the better one, unless the rule's ``ties`` says
     otherwise. Into the harvest's folder go
     ``selection.json`` and ``selection.png`` (and ``scores.json``, so that no snapshot is scored twice), to the
-    terminal a table, to the loggers the numbers of each snapshot at its global step.
+    terminal a table, to the loggers the numbers of each snapshot at its global step and, of TensorBoard, W&B and
+    MLflow, the table and the picture.
 
     Batches come as the Trainer's validation would have them, through the batch hooks of DataModule and module.
 
@@ -232,9 +235,7 @@ class MISelector(Callback):
             device=trainer.strategy.root_device,
             progress=bar is not None and bool(getattr(bar, "is_enabled", True)),
         )
-        for logger in trainer.loggers:
-            for step, numbers in report.numbers_by_step(self.selection):
-                logger.log_metrics(numbers, step)
+        log_selection(trainer.loggers, self.selection, open_folder(self._find_folder(trainer)), trainer.global_step)
 
     def _say_how_to_select(self, trainer: Trainer, pl_module: LightningModule, error: Exception) -> None:
         reason = str(error) if isinstance(error, CkptKDError) else f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from benchmarks import information_plane, peers, rules, tables
@@ -18,11 +19,11 @@ RELIABILITY = (REPOSITORY / "docs" / "reliability.md").read_text()
 def test_the_demo() -> None:
     found = json.loads((RESULTS / "demo.json").read_text())
     runs = {name: [demo.Run(**run) for run in of_seeds] for name, of_seeds in found.items()}
-    assert demo.format_runs(runs) in (REPOSITORY / "README.md").read_text()
+    assert demo.format_runs(runs) in (REPOSITORY / "docs" / "index.md").read_text()
 
 
 def test_what_works_with_what() -> None:
-    text = (REPOSITORY / "README.md").read_text().split("## What works with what\n")[1].split("\n## ")[0]
+    text = (REPOSITORY / "docs" / "reference.md").read_text().split("## What works with what\n")[1].split("\n## ")[0]
     rows = [row.split("|")[1:-1] for row in text.splitlines() if row.startswith("| `")]
     assert [row[0].strip(" `") for row in rows] == list(TASKS)
     assert all(len(row) == 7 for row in rows)
@@ -32,6 +33,29 @@ def test_what_works_with_what() -> None:
         assert task is not None
         metrics = task.metrics(3, 3)
         assert {name for name, word in words.items() if word in row[5]} == set(metrics), row[0]
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    pages += sorted((REPOSITORY / "docs").glob("*.md"))
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", page.read_text()))
+        if "://" not in link
+    ]
+    assert len(links) > 50
+    for page, link in links:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in slugs(target), f"{page.name}: {link}"
 
 
 def test_the_experiments_table() -> None:

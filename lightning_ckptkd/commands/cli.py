@@ -20,7 +20,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_ckptkd.commands.completion import SHELLS, PrintCompletion
-from lightning_ckptkd.commands.export import export_student
+from lightning_ckptkd.commands.export_command import export, make_export_parser, runs_code
 from lightning_ckptkd.commands.fit_config import read_fit_config, spell_out_fit_config, unnamed_classes
 from lightning_ckptkd.commands.rule_words import refuse_moved_options, spell_out_rule
 from lightning_ckptkd.distillation import DistillationModule
@@ -122,7 +122,7 @@ def main(args: Sequence[str] | None = None) -> Any:
 
     Returns:
         The CLI, with its ``trainer`` and ``model``; for ``select`` the choice; for ``harvest`` the store; for
-        ``export`` the weights.
+        ``export`` the weights or the program.
 
     Raises:
         CkptKDError: One of this package's errors.
@@ -165,7 +165,8 @@ def run() -> None:
 
     Classes in the current folder are found, as by ``python -m``; not by commands that make no object of a user's.
     """
-    if sys.argv[1:2] not in (["harvest"], ["export"]):
+    words = sys.argv[1:]
+    if words[:1] != ["harvest"] and (words[:1] != ["export"] or runs_code(words)):
         sys.path.insert(0, str(Path.cwd()))
     try:
         main()
@@ -266,24 +267,6 @@ def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
     return store
 
 
-def _make_export_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Writes the student of a checkpoint into a file of its own.")
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file.")
-    parser.add_argument("--checkpoint", type=str, help="A .ckpt file of a distillation; its name alone does as well.")
-    parser.add_argument("--out", type=str, help="File to write: .safetensors, .pt or .pth; likewise.")
-    return parser
-
-
-def _export(parser: ArgumentParser, config: Namespace) -> Any:
-    if config.checkpoint is None or config.out is None:
-        raise ArgumentError(
-            "checkpoint, out: give the checkpoint and the file to write: `ckptkd export RUN.ckpt STUDENT.safetensors`."
-        )
-    weights = export_student(config.checkpoint, config.out)
-    print(f"The student's {len(weights)} tensors, as its state_dict() names them, are in {config.out}.")
-    return weights
-
-
 def _name_bare_words(args: list[str]) -> list[str]:
     """``select DIR`` as ``select --snapshots DIR``: unlike a positional, an option can come from a file or variable."""
     named = list(args)
@@ -298,5 +281,5 @@ _BARE_WORDS = {"select": ("snapshots",), "harvest": ("checkpoints", "snapshots")
 _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[ArgumentParser, Namespace], Any]]] = {
     "select": (_make_select_parser, _select),
     "harvest": (_make_harvest_parser, _harvest),
-    "export": (_make_export_parser, _export),
+    "export": (make_export_parser, export),
 }

@@ -1,22 +1,26 @@
-"""The student alone, in a file that needs neither this package nor Lightning."""
+"""The student alone, in a file that needs neither this package nor Lightning: its weights, or all of it."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ckptkd.checks import check_types
+from lightning_ckptkd.commands.exporting.network import FORMATS, Program, write_program
 from lightning_ckptkd.errors import ArgumentError, SnapshotError, near_names
 from lightning_ckptkd.snapshots.checkpoint_file import open_checkpoint
-from lightning_ckptkd.snapshots.folders import open_folder, run_tag
+from lightning_ckptkd.snapshots.folders import Folder, open_folder, run_tag
 from lightning_ckptkd.snapshots.weights import plain_names
+from lightning_ckptkd.tasks.batch import Batch
 
 _PREFIX = "student"
-_SUFFIXES = (".safetensors", ".pt", ".pth")
+_WEIGHTS = (".safetensors", ".pt", ".pth")
 _REMEDY = "give a .ckpt file of a distillation"
 
 
@@ -41,15 +45,9 @@ def export_student(checkpoint: str | Path, out: str | Path) -> dict[str, Tensor]
             running code, or if ``out`` can't be written.
     """
     check_types(export_student, locals())
-    name = str(out).rpartition("/")[2]
-    folder = open_folder(str(out)[: -len(name)] or "." if name else str(out))
-    suffix = Path(name).suffix
-    if suffix not in _SUFFIXES:
-        raise ArgumentError(f"out={str(out)!r} should end in one of {', '.join(_SUFFIXES)}.")
-    if folder.exists(name):
-        raise ArgumentError(f"out={str(out)!r} exists and is not overwritten. Remove it, or choose another name.")
+    folder, name = _find_out(out, _WEIGHTS)
     weights = _read_student(Path(checkpoint).expanduser())
-    if suffix == ".safetensors":
+    if Path(name).suffix == ".safetensors":
         data = safetensors.torch.save(weights, {"format": "pt"})
     else:
         buffer = io.BytesIO()
@@ -58,6 +56,81 @@ def export_student(checkpoint: str | Path, out: str | Path) -> dict[str, Tensor]
     folder.make()
     folder.write(name, [data], run_tag(str(out)))
     return weights
+
+
+def export_network(
+    checkpoint: str | Path,
+    out: str | Path,
+    student: nn.Module,
+    sample: Any,
+    logits_key: str | int | None = None,
+) -> Program:
+    """Write the student of a :class:`DistillationModule` checkpoint as a program: network and weights in one.
+
+    It is traced by ``torch.export`` in eval mode, for a batch of any size, and written only if what the file gives is
+    what the student gives, on the sample and on batches of one and of one more. It returns the logits alone. The
+    student's mode stays what it is; its weights are the checkpoint's from then on.
+
+    Args:
+        checkpoint: The ``.ckpt`` file.
+        out: The file to write: ``.onnx`` (needs the extra ``export``), or torch's ``.pt2``. Its folder is made where it
+            is not there; an fsspec URL will do.
+        student: A network as it was trained, on the CPU.
+        sample: What it is called with, two samples or more: a tensor, a tuple of positions, or a mapping of keywords.
+            A list of several: dimensions whose sizes differ among them may have any size.
+        logits_key: Where the logits are, if it returns a tuple, mapping or object.
+
+    Returns:
+        What was written, and its largest difference from the student; ``str()`` says it in words.
+
+    Raises:
+        ArgumentError: If ``out`` exists or has another suffix, the student is another network than the checkpoint's,
+            can't run on the sample or can't be traced or translated (says at which operation), a package is missing, or
+            what was made gives something else than the student.
+        SnapshotError: As :func:`export_student`.
+    """
+    folder, name = _find_out(out, tuple(FORMATS))
+    FORMATS[Path(name).suffix].check_packages()
+    weights = _read_student(Path(checkpoint).expanduser())
+    elsewhere = next((str(value.device) for value in student.state_dict().values() if value.device.type != "cpu"), None)
+    if elsewhere is not None:
+        raise ArgumentError(f"student: its weights are on {elsewhere}. Give student.cpu().")
+    network = getattr(student, "_orig_mod", student)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"student: {type(network).__name__} does not take the weights of {checkpoint}: "
+            f"{' '.join(str(error).split())[:400]} Give a network that is made as the student was."
+        ) from None
+    samples = sample if isinstance(sample, list) else [sample]
+    batches = [each if isinstance(each, Batch) else Batch(_plain(each)) for each in samples]
+    return write_program(network, batches, folder, name, logits_key)
+
+
+def _plain(sample: Any) -> Any:
+    if not isinstance(sample, (Tensor, tuple, Mapping)):
+        raise ArgumentError(
+            f"sample should be a tensor, a tuple, a mapping or a list of such, but is {type(sample).__name__}."
+        )
+    return sample
+
+
+def _find_out(out: str | Path, suffixes: tuple[str, ...]) -> tuple[Folder, str]:
+    name = str(out).rpartition("/")[2]
+    folder = open_folder(str(out)[: -len(name)] or "." if name else str(out))
+    suffix = Path(name).suffix
+    if suffix not in suffixes:
+        others = {*_WEIGHTS, *FORMATS} - set(suffixes)
+        by = "export_network, which takes the student's network," if suffix in FORMATS else "export_student"
+        remedy = f" {suffix} is written by {by} or `ckptkd export`." if suffix in others else ""
+        raise ArgumentError(f"out={str(out)!r} should end in one of {', '.join(suffixes)}.{remedy}")
+    for file in (name, f"{name}.data") if suffix == ".onnx" else (name,):
+        if folder.exists(file):
+            raise ArgumentError(
+                f"out={folder / file!r} exists and is not overwritten. Remove it, or choose another name."
+            )
+    return folder, name
 
 
 def _read_student(path: Path) -> dict[str, Tensor]:

@@ -52,6 +52,12 @@ def loader_of(trainer: Trainer, pl_module: LightningModule, split: str) -> Itera
     return first_loader(loaders, hook)
 
 
+def logged_numbers(trainer: Trainer | None) -> dict[str, float]:
+    """What a run has logged by now, one number for each name; nothing without a run."""
+    logged = {} if trainer is None else trainer.callback_metrics
+    return {name: float(value.detach()) for name, value in logged.items() if value.numel() == 1}
+
+
 def first_loader(loaders: Any, name: str) -> Iterable[Any]:
     """The dataloader itself, or the first of any nesting of several, also combined.
 
