@@ -81,7 +81,8 @@ def principal_components(x: Tensor, num_components: int) -> Tensor:
     kept = int((values > _VARIANCE_FLOOR * values[-1]).sum())
     leading: Tensor = vectors.flip(1)[:, : min(num_components, kept)]
     if by_samples:
-        return leading * (len(x) * values.flip(0)[: leading.shape[1]]).sqrt()
+        scores: Tensor = leading * (len(x) * values.flip(0)[: leading.shape[1]]).sqrt()
+        return scores
     return x @ leading
 
 
@@ -100,7 +101,7 @@ def component_bytes(num_samples: int, dim: int) -> int:
 def _inner_products(x: Tensor) -> Tensor:
     """Of the centred rows of a wide (N, D), a block of columns at a time; shape (N, N), float64."""
     products = x.new_zeros(len(x), len(x), dtype=torch.float64)
-    for columns in x.split(max(1, _BLOCK // len(x)), 1):
+    for columns in torch.split(x, max(1, _BLOCK // len(x)), 1):
         block = columns.double()
         block = block - block.mean(0)
         products.addmm_(block, block.T)

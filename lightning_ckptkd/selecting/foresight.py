@@ -47,8 +47,8 @@ def check_probe(
         whole: Whether ``module`` is all that is trained, rather than a part of it.
 
     Raises:
-        ArgumentError: If there are too few samples or more than the memory holds, a batch can't be unpacked, or module, outputs or targets are not as
-            the settings need them.
+        ArgumentError: If there are too few samples or more than the memory holds, a batch can't be unpacked, or module,
+            outputs or targets are not as the settings need them.
     """
     length = known_length(loader, size)
     if length is not None:

@@ -93,7 +93,7 @@ def test_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     check_memory(sounds(), 2000, make_rule("accuracy"))
     assert "I(X;F) of 160,000 numbers each take about 5.0 GiB of memory when fitting ends" in lines[0]
     assert "the 2000 samples of the probe set take about 2.4 GiB" in lines[1]
-    with pytest.raises(ArgumentError, match="this machine has 8.0"):
+    with pytest.raises(ArgumentError, match=r"this machine has 8\.0"):
         check_memory(sounds(), 4000, MI())
     check_memory(sounds(), 4000, MI(), at_most=True)  # a stream may end before
 
