@@ -37,7 +37,7 @@ from lightning_ckptkd.selecting import (
 )
 from lightning_ckptkd.selecting.batch_hooks import HookedBatches
 from lightning_ckptkd.selecting.batch_norm import batch_norms
-from lightning_ckptkd.selecting.by_hand import changed_options, command_by_hand, saved_config
+from lightning_ckptkd.selecting.by_hand import SavedConfig, changed_options, command_by_hand, saved_config
 from lightning_ckptkd.selecting.foresight import check_number, check_probe
 from lightning_ckptkd.selecting.logged import log_selection
 from lightning_ckptkd.selecting.picture import draw_selection
@@ -173,7 +173,7 @@ class MISelector(Callback):
         self.probe_size = probe_size
         self.on_error = on_error
         self.selection: Selection | None = None
-        self._fit_config: str | None = None
+        self._fit_config: SavedConfig | None = None
 
     def unpack_batch(self, batch: Any) -> tuple[Any, Any]:
         """X and Y of one batch, by the options; override it where these can't say it."""

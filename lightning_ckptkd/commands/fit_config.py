@@ -111,7 +111,7 @@ def read_fit_config(path: str, named: Mapping[str, str | None]) -> dict[str, dic
         wanted = _absolute(Namespace(parts_found))  # type: ignore[no-untyped-call]
         text = parser.dump(wanted.clone(with_meta=False), format="json", skip_validation=True, skip_unset=False)
     except Exception as error:  # parsers raise what they like, some of it without a word
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join((str(error).strip() or type(error).__name__).split("\n")[:3])
         raise ArgumentError(
             f"fit_config={path!r} can't be read as `ckptkd fit` reads it: {reason}. "
             "Mend it, or leave it out and give --model and --data."

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 _SIDE = 16
 _VARIANCE_FLOOR = 1e-6
 _BINS = 512
+_BLOCK = 2**22  # numbers of a wide X that are looked at together
 
 
 def pool_inputs(x: Tensor) -> Tensor:
@@ -61,7 +62,9 @@ def token_bags(ids: Tensor, samples: Tensor, num_samples: int, num_bins: int = _
 def principal_components(x: Tensor, num_components: int) -> Tensor:
     """Scores of the leading principal components, in float64.
 
-    Components with less than a millionth of the first one's variance (pixels that never change) are left out.
+    Components with less than a millionth of the first one's variance (pixels that never change) are left out. Vectors
+    with more numbers than there are samples go by the inner products of the samples, N x N instead of D x D: the same
+    scores up to their signs, in the memory of a few matrices of min(N, D) squared and without a copy of ``x``.
 
     Args:
         x: Vectors, shape (N, D).
@@ -70,12 +73,39 @@ def principal_components(x: Tensor, num_components: int) -> Tensor:
     Returns:
         Scores, shape (N, K) with K <= num_components.
     """
-    x = x.double()
-    x = x - x.mean(0)
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    by_samples = x.shape[1] > len(x)
+    if not by_samples:
+        x = x.double()
+        x = x - x.mean(0)
+    values, vectors = torch.linalg.eigh(_inner_products(x) / len(x) if by_samples else x.T @ x / len(x))
     kept = int((values > _VARIANCE_FLOOR * values[-1]).sum())
     leading: Tensor = vectors.flip(1)[:, : min(num_components, kept)]
+    if by_samples:
+        scores: Tensor = leading * (len(x) * values.flip(0)[: leading.shape[1]]).sqrt()
+        return scores
     return x @ leading
+
+
+def component_bytes(num_samples: int, dim: int) -> int:
+    """What :func:`principal_components` needs beside ``x`` itself, in bytes, at most.
+
+    Args:
+        num_samples: N.
+        dim: D.
+    """
+    smaller = min(num_samples, dim)
+    whole = 2 * num_samples * dim if dim <= num_samples else 2 * _BLOCK
+    return 8 * (whole + 4 * smaller**2)
+
+
+def _inner_products(x: Tensor) -> Tensor:
+    """Of the centred rows of a wide (N, D), a block of columns at a time; shape (N, N), float64."""
+    products = x.new_zeros(len(x), len(x), dtype=torch.float64)
+    for columns in torch.split(x, max(1, _BLOCK // len(x)), 1):
+        block = columns.double()
+        block = block - block.mean(0)
+        products.addmm_(block, block.T)
+    return products
 
 
 def within_classes(values: Tensor, labels: Tensor) -> Tensor:

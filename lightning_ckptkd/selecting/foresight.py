@@ -10,6 +10,7 @@ from torch import nn
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.selecting.batch_hooks import HookedBatches
 from lightning_ckptkd.selecting.looking import check_model
+from lightning_ckptkd.selecting.memory import check_memory
 from lightning_ckptkd.selecting.probe import check_length, first_samples, known_length, known_targets
 from lightning_ckptkd.selecting.rules import ScoringRule
 from lightning_ckptkd.selecting.settings import SelectionSettings
@@ -46,8 +47,8 @@ def check_probe(
         whole: Whether ``module`` is all that is trained, rather than a part of it.
 
     Raises:
-        ArgumentError: If there are too few samples, a batch can't be unpacked, or module, outputs or targets are not as
-            the settings need them.
+        ArgumentError: If there are too few samples or more than the memory holds, a batch can't be unpacked, or module,
+            outputs or targets are not as the settings need them.
     """
     length = known_length(loader, size)
     if length is not None:
@@ -55,6 +56,7 @@ def check_probe(
     samples = first_samples(loader, size, settings.seed, _TRIED_SAMPLES, reader, transfer)
     if samples is None:
         return
+    check_memory(samples, size if length is None else length, rule, at_most=length is None)
     reading = check_model(settings, rule, module, samples, proxy, whole=whole)
     if reading.num_classes is None or transfer.hooks:  # which may change targets
         return

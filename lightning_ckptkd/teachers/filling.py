@@ -143,8 +143,9 @@ def _run(
             samples = read(batch.batch)
             if len(samples) != len(batch.items):
                 raise ArgumentError(
-                    f"collate_fn makes {len(samples)} inputs of {len(batch.items)} samples, so it is not known whose "
-                    "logits are whose. Use one that keeps all samples, or train without the cache of teachers' logits."
+                    f"A batch of {len(batch.items)} samples holds {len(samples)} once it is collated and unpacked, so "
+                    "it is not known whose logits are whose. Let collate_fn and unpack_batch keep each sample once, in "
+                    "their order, or train without the cache of teachers' logits."
                 )
             logits = teachers(samples.to(device))
             if logits.dim() < 2 or logits.shape[:2] != (num_teachers, len(samples)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from lightning_ckptkd.tasks.rows import Rows
 from lightning_ckptkd.teachers.mixing import Pairs, check_cached_mix
 from lightning_ckptkd.teachers.panel import TeacherPanel
 
-KDFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A loss of the student's rows of logits (R, K), the teachers' (M, R, K) and the targets' (R,)."""
+# not "-> Tensor": jsonargparse would refuse functions whose return value is not annotated
+KDFunction = Callable[[Tensor, Tensor, Tensor], Any]
+"""A loss, one number, of the student's rows of logits (R, K), the teachers' (M, R, K) and the targets' (R,)."""
 
 
 class Objective:

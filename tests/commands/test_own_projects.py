@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from lightning_ckptkd import ArgumentError, SnapshotStore
-from lightning_ckptkd.commands.cli import main, run
+from lightning_ckptkd.commands.cli import known_warnings_ignored, main, run
+from lightning_ckptkd.selecting.by_hand import SavedConfig, command_by_hand
 from lightning_ckptkd.snapshots import Selection
 
 MODULE = """
@@ -20,7 +23,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse.typing import Path_fr
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -74,6 +77,19 @@ def unpack(batch):
 
 def wrong(batch):
     return (batch[0], batch[1].flip(0)), batch[2]
+
+
+def view(batch):
+    return batch.inputs[0][:, :2]
+
+
+def loss(student, teachers, targets):
+    return (student - teachers.mean(0)).square().mean()
+
+
+class OneEpoch(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = True
 """
 OWN = """
 from lightning.pytorch.cli import LightningCLI
@@ -126,7 +142,7 @@ def accuracies(selection: Selection) -> list[float | None]:
     return [candidate.accuracy for candidate in selection.candidates]
 
 
-def truth(root: Path) -> list[float]:
+def truth(root: Path, harvest: Path | None = None) -> list[float]:
     """Each snapshot's accuracy, computed by the project alone."""
     import own_model
     import torch
@@ -135,7 +151,7 @@ def truth(root: Path) -> list[float]:
     data = own_model.Data(Path_fr(str(root / "settings/parts/table.csv")))
     data.setup("fit")
     pixels, meta, target = data.data.tensors
-    net, store, found = own_model.Net(6, torch.nn.Tanh()), SnapshotStore.open(root / "harvest"), []
+    net, store, found = own_model.Net(6, torch.nn.Tanh()), SnapshotStore.open(harvest or root / "harvest"), []
     for snapshot in store.snapshots:
         net.load_state_dict(store.load(snapshot))
         right = net((pixels - 5) / 3, meta).argmax(1) == target
@@ -257,3 +273,63 @@ def test_task_options_of_distill(here: Path, tmp_path: Path, tmp_path_factory: p
     assert from_yaml == loss(*words) == from_function
     with pytest.raises(ArgumentError, match="input_keys"):
         loss()
+    assert loss(*words, "--model.kd_loss=own_model.loss") != from_yaml
+
+
+def test_a_view_of_the_inputs_by_its_class_path(here: Path, tmp_path: Path) -> None:
+    words = ["select", "harvest", "--fit_config=settings/relative.yaml", *BATCH]
+
+    def information(*more: str) -> list[float | None]:
+        return [candidate.input_information for candidate in main([*words, *more]).candidates]
+
+    with_pixels = information("--rule=MI")
+    viewed = information("--rule=MI", "--rule.input_view=own_model.view")
+    assert viewed != with_pixels and None not in viewed
+    rule = {"class_path": "MI", "init_args": {"input_view": "own_model.view"}}
+    (tmp_path / "view.yaml").write_text(yaml.safe_dump({"rule": rule}))
+    assert information(f"--config={tmp_path / 'view.yaml'}") == viewed
+    again = main(["select", "--config=harvest/select.yaml"])
+    assert again.settings["rule"]["input_view"] == "own_model.view"
+
+
+def said_by_hand(patch: pytest.MonkeyPatch, root: Path, *words: str) -> list[str]:
+    """A fit of the project's own CLI at whose end the selection goes wrong; the command that the warning names."""
+    from own_model import Data, Net
+
+    callbacks = [
+        f"--trainer.callbacks+={kind}"
+        for kind in ("own_model.OneEpoch", "lightning_ckptkd.CheckpointHarvester", "lightning_ckptkd.MISelector")
+    ]
+    harvest = ["--trainer.callbacks.dirpath", str(root / "harvest")]
+    options = ["--trainer.callbacks.num_teachers=2", "--trainer.callbacks.unpack_batch=own_model.unpack"]
+    options += ["--trainer.callbacks.ignore_index=255", "--trainer.callbacks.ensemble=spaced"]
+    words = ("fit", "--config=settings/own.yaml", f"--trainer.default_root_dir={root}", *words)
+    args = [*words, "--trainer.callbacks=null", *callbacks[:2], *harvest, callbacks[2], *options]
+    with known_warnings_ignored(), pytest.warns(UserWarning, match="num_teachers=2, but .*Select by hand") as told:
+        patch.setattr(sys, "argv", ["own.py", *args])
+        LightningCLI(Net, Data)
+    (message,) = [str(warning.message) for warning in told if "Select by hand" in str(warning.message)]
+    return shlex.split(message.partition("Select by hand: `")[2].partition("`")[0])
+
+
+def test_what_the_warning_of_a_users_own_cli_says_runs(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = here / "settings/parts/table.csv"
+    said = said_by_hand(monkeypatch, tmp_path, f"--data.table={table}")
+    classes = ["--model", "own_model.Net", "--data", "own_model.Data"]
+    assert said[1:9] == ["select", str(tmp_path / "harvest"), "--fit_config", str(tmp_path / "config.yaml"), *classes]
+    (chosen,) = main(said[1:]).candidates
+    (right,) = truth(here, tmp_path / "harvest")
+    assert chosen.accuracy == pytest.approx(right)
+    # the configuration that is saved keeps a path as it was, relative to the folder of another one
+    by_position = said_by_hand(monkeypatch, tmp_path / "other")
+    assert by_position == ["ckptkd", "select", str(tmp_path / "other/harvest"), "--rule", "spaced"]
+    assert main(by_position[1:]).chosen
+    import own_model
+    from torch import nn
+
+    monkeypatch.chdir(tmp_path)
+    net, config = own_model.Net(6, nn.Tanh()), SavedConfig("config.yaml", frozenset())
+    from_elsewhere = command_by_hand("harvest", {}, net, None, config, runs=True)
+    assert from_elsewhere.startswith(f"`PYTHONPATH={here} ckptkd select harvest --fit_config config.yaml --model own_")

@@ -196,6 +196,11 @@ def test_no_gradients(tmp_path: Path) -> None:
     assert filled(LogitCache.open(tmp_path, KEY, CHUNK), teachers) == 60
 
 
+def doubled(batch: Any) -> Any:
+    """Two crops of a sample, as for contrastive losses."""
+    return [torch.cat([part, part]) for part in batch]
+
+
 def test_what_does_not_fit(tmp_path: Path) -> None:
     cache = LogitCache.open(tmp_path, KEY, CHUNK)
     with pytest.raises(ArgumentError, match="cache is for 60 items, 2 views a sample and seed 11; these views are 62"):
@@ -207,11 +212,18 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     for wrong in (lambda x: Counted()(x)[:1], lambda x: Counted()(x)[0], lambda x: Counted()(x)[:, 1:]):
         with pytest.raises(TeacherError, match=r"instead of \(2, 7, K\)"):
             filled(cache, wrong)
+    for unpack, left in ((lambda batch: [part[1:] for part in batch], 6), (doubled, 14)):
+        reader = BatchReader(unpack_batch=unpack)
+        told = f"A batch of 7 samples holds {left} once it is collated and unpacked, .*Let collate_fn and unpack_batch"
+        with pytest.raises(ArgumentError, match=told):
+            fill(cache, Views(DATASET, V, SEED), Counted(), reader, default_collate, batch_size=7, progress=False)
     with pytest.raises(ArgumentError, match="draws random numbers"):
         filled(
             cache, Counted(), collate_fn=lambda samples: [part * torch.rand(()) for part in default_collate(samples)]
         )
     assert cache.missing() == [0, 1, 2, 3]
+    reader = BatchReader(unpack_batch=lambda batch: (batch[0], batch[1]))  # keeps each sample once
+    assert fill(cache, Views(DATASET, V, SEED), Counted(), reader, default_collate, batch_size=7, progress=False) == 60
 
 
 def test_a_sample_that_can_not_be_read(tmp_path: Path) -> None:

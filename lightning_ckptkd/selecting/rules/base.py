@@ -212,6 +212,15 @@ class ScoringRule(Rule, ABC):
             ArgumentError: If so.
         """
 
+    def memory(self, probe: Probe, num_samples: int) -> tuple[int, str]:
+        """What it will hold beside the probe set, in bytes, and what that is, for a message.
+
+        Args:
+            probe: A few of the samples.
+            num_samples: How many there will be.
+        """
+        return 0, ""
+
     def check_rows(self, rows: ProbeRows, *, joint: bool = False) -> None:
         """Refuse targets that can't be scored, as soon as the task is known.
 

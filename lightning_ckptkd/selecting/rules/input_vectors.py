@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from lightning_ckptkd.selecting.masks import are_lengths, named_parts, real_posi
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.tasks.batch import Batch, describe, tensors_in
 
-InputView = Callable[[Batch], Tensor]
-"""Gives X, numbers of shape (N, D), of a batch of N samples."""
+# not "-> Tensor": jsonargparse would refuse functions whose return value is not annotated
+InputView = Callable[[Batch], Any]
+"""Gives X, a tensor of numbers (N, D), of a batch of N samples."""
 
 _BOOKKEEPING = ("token_type_ids", "position_ids", "id", "idx", "index", "indices", "sample_id", "sample_idx")
 _CHANNELS = (1, 3, 4)

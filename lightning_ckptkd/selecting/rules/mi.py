@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, near_names
+from lightning_ckptkd.information.inputs import component_bytes
 from lightning_ckptkd.information.likelihoods import LIKELIHOODS
 from lightning_ckptkd.information.ranking import DEFAULT_TIES, NORMALISATIONS, ScoreRule
 from lightning_ckptkd.losses.arguments import check_temperature
@@ -163,6 +164,15 @@ class MI(ScoringRule):
                 rank_zero_warn(found.told)
             elif found.told:
                 rank_zero_info(found.told)
+
+    @override
+    def memory(self, probe: Probe, num_samples: int) -> tuple[int, str]:
+        found = input_vectors(probe, self.input_view).values
+        if found is None:
+            return 0, ""
+        dim = found.shape[1]
+        beside = 2 * num_samples * dim * found.element_size() + component_bytes(num_samples, dim)
+        return beside, f"I(X;F) of {dim:,} numbers each"
 
     @override
     def check_rows(self, rows: ProbeRows, *, joint: bool = False) -> None:
