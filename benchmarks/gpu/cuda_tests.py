@@ -198,7 +198,8 @@ def tests_that_need_cuda(bench: Bench) -> str:
     root = Path(__file__).parents[2]
     outcomes = Outcomes()
     code = pytest.main(
-        [*(str(root / name) for name in OWN_TESTS), "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--assert=plain"], [outcomes]
+        [*(str(root / name) for name in OWN_TESTS), "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--assert=plain"],
+        [outcomes],
     )
     assert code == 0, "\n".join(outcomes.failures) or f"pytest ended with {code}"
     return ", ".join(f"{count} {word}" for word, count in sorted(outcomes.counts.items()))

@@ -69,7 +69,9 @@ def pack_folder(folder: Path, path: Path, limit: int, held_out: int) -> int:
         ArgumentError: If there are too few images, they differ in size or don't fit.
     """
     classes = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
-    files = [(file, place) for place, name in enumerate(classes) for file in sorted((folder / "train" / name).iterdir())]
+    files = [
+        (file, place) for place, name in enumerate(classes) for file in sorted((folder / "train" / name).iterdir())
+    ]
     if len(files) <= 2 * held_out:
         raise ArgumentError(f"{folder} has {len(files)} images; --held_out {held_out} should leave some to train on.")
     images = torch.stack([_pixels(file) for file, _ in files])

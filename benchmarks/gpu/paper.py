@@ -204,10 +204,7 @@ def _accuracies(
     return {
         "teachers": dict(zip(choices.members, of_teachers, strict=True)),
         "shares": choices.shares,
-        "students": {
-            name: of_students[place * size.copies : (place + 1) * size.copies]
-            for place, name in enumerate(choices.shares)
-        },
+        "students": choices.by_choice(of_students, size.copies),
     }
 
 
@@ -216,4 +213,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _json(item) for key, item in value.items()}
     return [_json(item) for item in value] if isinstance(value, tuple | list) else value
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,23 @@ class Choices:
     members: dict[str, nn.Module]
     shares: dict[str, dict[str, float]]
 
+    def distinct(self) -> list[dict[str, float]]:
+        """Shares without repetition: two choices of the same teachers have the same students."""
+        found: list[dict[str, float]] = []
+        for share in self.shares.values():
+            if share not in found:
+                found.append(share)
+        return found
+
     def matrix(self, copies: int, device: str) -> Tensor:
-        """What each teacher counts for each student, shape (choices * copies, teachers)."""
-        rows = [[share.get(name, 0.0) for name in self.members] for share in self.shares.values()]
+        """What each teacher counts for each student, shape (distinct * copies, teachers)."""
+        rows = [[share.get(name, 0.0) for name in self.members] for share in self.distinct()]
         return torch.tensor(rows, device=device).repeat_interleave(copies, 0)
+
+    def by_choice(self, values: Sequence[float], copies: int) -> dict[str, list[float]]:
+        """One value a student, in the order of :meth:`matrix`, as those of each choice's copies."""
+        places = {name: self.distinct().index(share) * copies for name, share in self.shares.items()}
+        return {name: list(values[place : place + copies]) for name, place in places.items()}
 
 
 def choose(
@@ -120,14 +133,14 @@ def train_students(
         seed: Of weights and draws.
 
     Returns:
-        The students, in the order of the choices and then of the copies, or None where time was over; and how they
-        and their teachers ran, in words.
+        The students, in the order of ``Choices.matrix``, or None where time was over; and how they and their teachers
+        ran, in words.
     """
     begins = []
     for copy in range(copies):
         torch.manual_seed(1000 * seed + copy)
         begins.append(make())
-    networks = [begins[copy] for _ in choices.shares for copy in range(copies)]
+    networks = [begins[copy] for _ in choices.distinct() for copy in range(copies)]
     teachers = NetworkStack(list(choices.members.values()), device, bf16=True)
     students = NetworkStack(networks, device, bf16=True)
     shares = choices.matrix(copies, device)
@@ -174,9 +187,10 @@ def _take_fastest_ways(
     def step() -> None:
         trial(pixels, train=True).sum().backward()  # type: ignore[no-untyped-call]
 
+    repeats = 1 if device == "cpu" else 3
     with torch.no_grad():
-        found = {"teachers": teachers.take_fastest_way(lambda: teachers(pixels, train=False))}
-    found["students"] = trial.take_fastest_way(step)
+        found = {"teachers": teachers.take_fastest_way(lambda: teachers(pixels, train=False), repeats)}
+    found["students"] = trial.take_fastest_way(step, repeats)
     students.way = trial.way
     parts = [
         f"{whose} {', '.join(f'{way} {1e3 * seconds:.1f} ms' for way, seconds in ways.items())}"

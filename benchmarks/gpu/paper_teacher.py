@@ -1,4 +1,4 @@
-"""The paper's teacher: trained by Lightning on images that stay on the device, harvested, and interrupted at any time."""
+"""The paper's teacher: trained by Lightning on images that stay on the device, harvested, interrupted at any time."""
 
 from __future__ import annotations
 
@@ -170,5 +170,3 @@ def compile_network(network: nn.Module, images: Tensor) -> str:
     network.zero_grad()
     network.load_state_dict(before)
     return word
-
-

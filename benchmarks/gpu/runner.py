@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from benchmarks.gpu.worker import running_stage
 
 GRACE = 15.0  # seconds over its time that a stage gets to end by itself
 LAST_SECONDS = 2.0  # for the table
-LEAST_SECONDS = 20.0  # with less time left no process is started
+LEAST_SECONDS = 30.0  # with less time left no process is started
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +88,9 @@ def run_worker(options: argparse.Namespace, stages: list[str], until: float) -> 
     log = options.out / "log.txt"
     before = {stage: _written(options.out, stage) for stage in stages}
     with log.open("a", encoding="utf-8") as lines:
-        worker = subprocess.Popen(command, stdout=lines, stderr=lines, start_new_session=True)
+        worker = subprocess.Popen(
+            command, stdout=lines, stderr=lines, start_new_session=True, env=_environment(options)
+        )
         word = _watch(worker, options.out, until - LAST_SECONDS)
     _settle(options.out, f"{word}\n{_tail(log)}")
     ran = [stage for stage in stages if _written(options.out, stage) != before[stage]]
@@ -107,12 +110,19 @@ def _watch(worker: subprocess.Popen[Any], out: Path, until: float) -> str:
         if time.monotonic() > limit:
             word = "killed, for it took more than its time"
             break
-    try:  # with all that it started, also where it ended by itself
+    with contextlib.suppress(ProcessLookupError):  # with all that it started, also where it ended by itself
         os.killpg(worker.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     code = worker.wait()
     return word or f"the process ended with {code}"
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """For a worker: compiled code is kept for the next one, and cuBLAS can be deterministic."""
+    own = {
+        "TORCHINDUCTOR_CACHE_DIR": str(options.out.resolve() / "work" / "inductor"),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
+    return {**own, **os.environ}
 
 
 def _settle(out: Path, word: str) -> None:

@@ -51,8 +51,15 @@ def run(lease: Lease) -> bool:
         lease.note("the paper's decoders: no time was left")
         return False
     few = make_harvest(folder.with_name("few"), 2, make)
-    seconds = decoder_seconds(few, device, subject(make, min(samples, 500), side, batch_size), 2 if lease.toy else STEPS)
-    lease.add("seconds of the paper's decoders for a snapshot", seconds, None, f"{2 if lease.toy else STEPS} steps on the device")
+    seconds = decoder_seconds(
+        few, device, subject(make, min(samples, 500), side, batch_size), 2 if lease.toy else STEPS
+    )
+    lease.add(
+        "seconds of the paper's decoders for a snapshot",
+        seconds,
+        None,
+        f"{2 if lease.toy else STEPS} steps on the device",
+    )
     for used in (folder, few):
         shutil.rmtree(used)
     return True
@@ -90,9 +97,7 @@ def decoder_seconds(harvest: Path, device: torch.device, what: Subject, steps: i
     rule = MI(input_estimator="convolutional", label_estimator="convolutional", decoder_steps=steps)
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        MISelector(rule=rule, num_teachers=1).select(
-            harvest, what.network(), loader, device=device, progress=False
-        )
+        MISelector(rule=rule, num_teachers=1).select(harvest, what.network(), loader, device=device, progress=False)
     return (time.perf_counter() - start) / 2
 
 

@@ -36,7 +36,10 @@ class NetworkStack:
         self.buffers = {name: value.to(device) for name, value in buffers.items()}
         self.way = "vmap"
         self._skeleton = copy.deepcopy(networks[0]).to("meta")
-        self._skeletons = {"loop": self._skeleton, "vmap": _with_float_norms(self._skeleton) if bf16 else self._skeleton}
+        self._skeletons = {
+            "loop": self._skeleton,
+            "vmap": _with_float_norms(self._skeleton) if bf16 else self._skeleton,
+        }
         self._bf16 = bf16
         self._rounded = {
             f"{name}.{part}"
@@ -94,7 +97,10 @@ class NetworkStack:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Stacked weights, to be saved."""
-        return {"parameters": {name: value.detach() for name, value in self.parameters.items()}, "buffers": self.buffers}
+        return {
+            "parameters": {name: value.detach() for name, value in self.parameters.items()},
+            "buffers": self.buffers,
+        }
 
     def load(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take saved weights."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.gpu.lease import FAILED, FINISHED, OUT_OF_TIME, RUNNING, SHARES, STAGES, Lease, Results
 
-RESERVE = 5.0  # seconds at the end that no stage gets
+RESERVE = 15.0  # seconds at the end that no stage gets
 
 
 def main() -> None:
