@@ -32,9 +32,17 @@ class DeviceImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def order(self, epoch: int, seed: int, count: int) -> Tensor:
-        """Which images an epoch takes, in order: a permutation that both numbers draw, cut at ``count``."""
-        return torch.randperm(len(self), generator=self._generator(epoch, seed), device=self.labels.device)[:count]
+    def epoch(self, epoch: int, seed: int, count: int, batch_size: int) -> tuple[Tensor, ...]:
+        """Places of an epoch's images, batch by batch; what fills no batch is left out, so that all have one shape.
+
+        Args:
+            epoch: With ``seed``, what is drawn.
+            seed: Likewise.
+            count: Of images; all where there are fewer.
+            batch_size: Images a batch.
+        """
+        order = torch.randperm(len(self), generator=self._generator(epoch, seed), device=self.labels.device)[:count]
+        return order[: len(order) // batch_size * batch_size].split(batch_size)
 
     def augmented(self, which: Tensor, *drawn_by: int) -> Tensor:
         """Random crops and flips of some images.

@@ -136,7 +136,7 @@ def _time_paths(lease: Lease, size: Size, count: int, ways: dict[str, tuple[Teac
                 warnings.simplefilter("ignore")  # what the compiler says; the note tells how far off it is
                 if path not in made:
                     made[path] = _put_on(path, make_ensemble(size, count, device), batch)
-                run = partial(made[path], batch)
+                run: Callable[[], Tensor] = partial(made[path], batch)
                 run = graphed(run) if graph else run
                 difference = float((run().float() - expected).abs().max() / expected.abs().max())
         except Exception as error:  # a path that this machine has not is no reason to leave the others out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harvest import Worker, quiet_trainer, work_data
@@ -68,14 +69,14 @@ def measure_events(network: nn.Module, device: torch.device, repeats: int = 5) -
         for _ in range(times):
             torch.mm(matrix, matrix)
 
-    def seconds(*calls: object) -> float:
-        found = []
+    def seconds(*calls: Callable[[], None]) -> float:
+        found: list[float] = []
         for _ in range(repeats + 1):
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize(device)
             start.record()
             for call in calls:
-                call()  # type: ignore[operator]
+                call()
             stop.record()  # the training stream waits for the copy, so it is in
             torch.cuda.synchronize(device)
             found.append(start.elapsed_time(stop) / 1e3)
@@ -105,7 +106,7 @@ def measure_profile(network: nn.Module, device: torch.device, folder: Path) -> t
         torch.cuda.synchronize(device)
     copies, kernels = [], []
     for event in profiled.events():
-        if event.device_type != torch.autograd.DeviceType.CUDA:
+        if event.device_type != DeviceType.CUDA:
             continue
         span = event.time_range.start / 1e6, event.time_range.end / 1e6
         name = event.name.lower()

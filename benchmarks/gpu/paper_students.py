@@ -80,7 +80,8 @@ def choose(
     found = Choices({}, {ALONE: {}})
     snapshots = SnapshotStore.open(harvest).snapshots
     single = {f"epoch {snapshot.epoch}": [snapshot.epoch] for snapshot in snapshots[every - 1 :: every]}
-    for name, choice in {**single, "half": "half", "full": "full"}.items():
+    choices: dict[str, str | list[int]] = {**single, "half": "half", "full": "full"}
+    for name, choice in choices.items():
         _add(found, name, harvest, make, choice)
     for name, options in SELECTED.items():
         try:
@@ -160,7 +161,7 @@ def train_students(
             state = {"students": students.state(), "optimizer": optimizer.state_dict(), "epoch": epoch}
             torch.save({**state, "scheduler": scheduler.state_dict()}, path)
             return None, word
-        for batch, which in enumerate(images.order(epoch, seed, epoch_images).split(batch_size)):
+        for batch, which in enumerate(images.epoch(epoch, seed, epoch_images, batch_size)):
             pixels = images.augmented(which, seed, epoch, batch)
             with torch.no_grad():
                 target = mean_logits(teachers(pixels, train=False), shares)

@@ -45,13 +45,12 @@ class TeacherModule(LightningModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
-        steps = -(-min(self._epoch_images, len(self._images)) // self._batch_size)
+        steps = min(self._epoch_images, len(self._images)) // self._batch_size
         return DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]  # the images are drawn on the device
 
     @override
     def on_train_epoch_start(self) -> None:
-        order = self._images.order(self.current_epoch, self._seed, self._epoch_images)
-        self._batches = order.split(self._batch_size)
+        self._batches = self._images.epoch(self.current_epoch, self._seed, self._epoch_images, self._batch_size)
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -118,7 +117,7 @@ def train_teacher(
     if is_trained(harvest, epochs):
         return "trained before"
     seed_everything(seed, verbose=False)
-    network = make().to(device=device, memory_format=torch.channels_last)
+    network = make().to(device).to(memory_format=torch.channels_last)
     word = compile_network(network, images.plain(torch.arange(min(batch_size, len(images)), device=device)))
     trainer = Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
@@ -161,11 +160,12 @@ def compile_network(network: nn.Module, images: Tensor) -> str:
     backend = "inductor" if images.device.type == "cuda" else "eager"
     try:
         network.compile(dynamic=False, backend=backend)
-        with torch.autocast(images.device.type, torch.bfloat16):
+        # cache_enabled as Lightning has it: else the training would compile anew
+        with torch.autocast(images.device.type, torch.bfloat16, cache_enabled=False):
             network(images).float().sum().backward()
         word = f"compiled by {backend}"
     except Exception as error:  # of whatever kind: without a compiler the paper's question is still there
-        network._compiled_call_impl = None  # type: ignore[assignment]
+        network._compiled_call_impl = None
         word = f"not compiled, {type(error).__name__}: {str(error)[:300]}"
     network.zero_grad()
     network.load_state_dict(before)

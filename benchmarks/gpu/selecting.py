@@ -6,6 +6,7 @@ import contextlib
 import io
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def run(lease: Lease) -> bool:
         Whether there was time for all.
     """
     device = torch.device(lease.device)
-    make: partial[nn.Module] = partial(CIFARResNet, 8, 10, 8) if lease.toy else partial(resnet50, weights=None)
+    make: Callable[[], nn.Module] = partial(CIFARResNet, 8, 10, 8) if lease.toy else partial(resnet50, weights=None)
     count, samples, side, batch_size = (3, 60, 16, 32) if lease.toy else (30, 2000, 224, 250)
     folder = lease.work / "harvest"
     shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +47,7 @@ def run(lease: Lease) -> bool:
         samples, once = samples // 2, once / 2
     repeats = min(3, max(1, int((0.8 * lease.left() / (count * once) - 1) / 2)))
     row = measure_cost(harvest, device, 1 if lease.toy else repeats, subject(make, samples, side, batch_size), count)
-    lease.add(WHAT, row.value, target_of(WHAT), f"{count} snapshots of {make.func.__name__}, {row.note}")
+    lease.add(WHAT, row.value, target_of(WHAT), f"{count} snapshots of {type(make()).__name__}, {row.note}")
     if not lease.toy and lease.left() < 15:
         lease.note("the paper's decoders: no time was left")
         return False
@@ -65,7 +66,7 @@ def run(lease: Lease) -> bool:
     return True
 
 
-def subject(make: partial[nn.Module], samples: int, side: int, batch_size: int) -> Subject:
+def subject(make: Callable[[], nn.Module], samples: int, side: int, batch_size: int) -> Subject:
     """Networks of one kind, on pixels and labels that are drawn at random.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class NetworkStack:
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: torch.device | str, bf16: bool = False) -> None:
-        parameters, buffers = stack_module_state([copy.deepcopy(network) for network in networks])  # type: ignore[arg-type]
+        parameters, buffers = stack_module_state([copy.deepcopy(network) for network in networks])
         self.parameters = {name: value.detach().to(device).requires_grad_() for name, value in parameters.items()}
         self.buffers = {name: value.to(device) for name, value in buffers.items()}
         self.way = "vmap"
@@ -66,8 +66,10 @@ class NetworkStack:
         if self.way == "vmap":
             run = torch.func.vmap(self._one, in_dims=(0, 0, None), randomness="error")
             return self._widened(run(self.parameters, self.buffers, images))
-        parts = [{name: value.unbind(0) for name, value in kind.items()} for kind in (self.parameters, self.buffers)]
-        logits = [self._one(*({n: v[s] for n, v in kind.items()} for kind in parts), images) for s in range(len(self))]
+        weights, buffers = (
+            {name: value.unbind(0) for name, value in kind.items()} for kind in (self.parameters, self.buffers)
+        )
+        logits = [self._one(_of(weights, place), _of(buffers, place), images) for place in range(len(self))]
         return self._widened(torch.stack(logits))
 
     def take_fastest_way(self, run: Callable[[], object], repeats: int = 3) -> dict[str, float]:
@@ -140,6 +142,10 @@ def _with_float_norms(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = _FloatNorm
     return network
+
+
+def _of(unbound: Mapping[str, Sequence[Tensor]], place: int) -> dict[str, Tensor]:
+    return {name: values[place] for name, values in unbound.items()}
 
 
 def stacked_loss(students: Tensor, teachers: Tensor, taught: Tensor, labels: Tensor, T: float, alpha: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _states(documents: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _targets(documents: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    found = []
+    found: list[tuple[str, ...]] = []
     for stage, what, target in TARGETS:
         document = documents[stage]
         row = next((row for row in document.get("rows", []) if row["what"] == what), None)
@@ -74,7 +75,7 @@ def _targets(documents: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return found
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines

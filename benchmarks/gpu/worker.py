@@ -51,7 +51,7 @@ def run_stage(stage: str, options: argparse.Namespace, about: dict[str, Any]) ->
     start = time.monotonic()
     try:
         module = importlib.import_module(f"benchmarks.gpu.{stage}")
-        finished = module.run(lease)
+        finished: bool = module.run(lease)
     except Exception:
         results.update(state=FAILED, traceback=traceback.format_exc(), seconds=round(time.monotonic() - start, 1))
         return options.device == "cpu"
@@ -84,7 +84,8 @@ def describe(device: str) -> dict[str, Any]:
         "cuda": torch.version.cuda if device == "cuda" else None,
         "cudnn": torch.backends.cudnn.version() if device == "cuda" else None,
         "cores": len(os.sched_getaffinity(0)),
-        "packages": {name: _version(name) for name in ("torch", "torchvision", "lightning", "torchdistill")},
+        "torch": str(torch.__version__),
+        "packages": {name: _version(name) for name in ("torchvision", "lightning", "torchdistill")},
     }
     return about
 
