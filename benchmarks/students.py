@@ -32,11 +32,12 @@ from torch import nn
 
 from benchmarks.tasks import TASKS, Task
 from lightning_ckptkd import CheckpointHarvester, DistillationModule
+from lightning_ckptkd.losses import KDLoss
 from lightning_ckptkd.teachers import TeacherCache, TeacherSchedule
 from lightning_ckptkd.zoo import Classifier
 from lightning_ckptkd.zoo.images import ImageDataModule
 
-ALONE, INDEPENDENT = "alone", "independent:"
+ALONE, INDEPENDENT, SELECTED = "alone", "independent:", "selected:"
 
 
 def main() -> None:
@@ -124,8 +125,9 @@ class Students:
         """Train students of all choices, seed by seed.
 
         Args:
-            choices: ``alone``; epochs of the first teacher joined by commas; or ``independent:`` and the numbers of
-                teachers, of which the last snapshots teach together.
+            choices: ``alone``; epochs of the first teacher joined by commas; ``independent:`` and the numbers of
+                teachers, of which the last snapshots teach together; or ``selected:`` and a harvest of the folder,
+                whose selection is taken. ``|scale=`` and ``|alpha=`` after it change the loss.
             seeds: Of the students; for one seed they begin alike and see the same samples.
         """
         epochs = sorted({epoch for choice in choices for epoch in _epochs(choice)})
@@ -158,6 +160,18 @@ class Students:
         if choice == ALONE:
             return self._fit(Classifier(student, lr_scheduler=lr_scheduler))
         options: dict[str, Any] = {"student": student, "teacher": self._task.teacher(), "lr_scheduler": lr_scheduler}
+        choice, _, changed = choice.partition("|")
+        option, _, value = changed.partition("=")
+        if option == "scale":
+            options["kd_loss"] = KDLoss(scale=value)
+        elif option == "alpha":
+            options["alpha"] = float(value)
+        if choice.startswith(SELECTED):
+            name = choice.removeprefix(SELECTED)
+            options |= {"snapshots": self._out / name, "choice": "selected"}
+            if self._task.views:
+                options["cache"] = TeacherCache(self._out / "cache" / name, views=self._task.views)
+            return self._fit(DistillationModule(**options))
         if _independent(choice):
             wanted, all_of_them, name = _independent(choice), others, "independent"
             taken = all_of_them if self._task.views else wanted
@@ -248,7 +262,9 @@ def mean_accuracies(results: dict[str, Any]) -> dict[int, float]:
 
 
 def _epochs(choice: str) -> list[int]:
-    return [] if choice == ALONE or choice.startswith(INDEPENDENT) else [int(epoch) for epoch in choice.split(",")]
+    if choice.startswith((ALONE, INDEPENDENT, SELECTED)):
+        return []
+    return [int(epoch) for epoch in choice.partition("|")[0].split(",")]
 
 
 def _independent(choice: str) -> list[int]:
