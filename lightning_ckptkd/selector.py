@@ -52,7 +52,7 @@ from lightning_ckptkd.selecting.rules import (
 )
 from lightning_ckptkd.snapshots import Selection, SnapshotStore, commit_soup
 from lightning_ckptkd.snapshots.fields import shown
-from lightning_ckptkd.snapshots.folders import open_folder
+from lightning_ckptkd.snapshots.folders import Folder, open_folder
 from lightning_ckptkd.snapshots.host_copy import is_sharded
 from lightning_ckptkd.snapshots.weights import get_submodule
 from lightning_ckptkd.tasks.base import Task
@@ -262,7 +262,7 @@ class MISelector(Callback):
 
     def select(
         self,
-        snapshots: str | Path,
+        snapshots: str | Path | Folder,
         model: nn.Module | None = None,
         probe: Iterable[Any] | None = None,
         train: Iterable[Any] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,7 +25,7 @@ def make_selection(run_id: str, settings: SelectionSettings, outcome: Outcome) -
     """
     rows, choice, scoring = outcome.rows, outcome.choice, settings.scoring
     held_out = None if rows is None or scoring is None else scoring.held_out(rows.task)
-    return Selection(
+    found = Selection(
         run_id=run_id,
         rule=settings.rule.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -34,9 +35,10 @@ def make_selection(run_id: str, settings: SelectionSettings, outcome: Outcome) -
         chosen=choice.chosen,
         joint=choice.joint,
         proxy=dict(outcome.proxy),
-        worth=worth_of(outcome.scores, choice.chosen, settings.rule, held_out, 0 if rows is None else len(rows)),
         soup=dict(outcome.soup),
     )
+    size = 0 if rows is None else len(rows)
+    return replace(found, worth=worth_of(outcome.scores, found.taught_by, settings.rule, held_out, size))
 
 
 def describe_probe(rows: ProbeRows) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_ou
 
     Args:
         scores: Of every snapshot, in the order of training.
-        chosen: Names of the chosen files.
+        chosen: Names of the chosen files, of a soup those of its members.
         rule: That chose.
         held_out: What of its terms says how much a snapshot tells of the labels; None: none does.
         size: Number of probe samples.

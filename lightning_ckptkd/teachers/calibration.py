@@ -41,10 +41,10 @@ class Acceleration:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        check_types(Acceleration, vars(self))
         if self.mode not in ACCELERATIONS:
             near = near_names(str(self.mode), ACCELERATIONS)
             raise ArgumentError(f"acceleration={self.mode!r} is unknown. Near names: {near}.")
+        check_types(Acceleration, vars(self))
 
     @classmethod
     def of(cls, option: str | Acceleration) -> Acceleration:

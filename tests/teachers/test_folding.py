@@ -70,6 +70,10 @@ class Odd(nn.Module):
         if self.how == "twice":
             y = self.conv(self.norm(y))
             return self.norm(y)
+        if self.how == "layer twice":
+            return self.conv(self.norm(y))
+        if self.how == "norm twice":
+            return self.norm(self.norm(y))
         if self.how == "seen by another layer":
             return self.norm(y) + self.other(y)
         if self.how == "something between":
@@ -85,6 +89,8 @@ class Odd(nn.Module):
     "how",
     [
         "twice",
+        "layer twice",
+        "norm twice",
         "seen by another layer",
         "something between",
         "norm first",
