@@ -2,7 +2,9 @@ r"""Both terms by the paper's convolutional networks on a feature map: an image 
 
 I(X;F) >= H(X) - R(X|F), where R is the cost of the best decoder. H(X) is unknown but the same for each snapshot; in
 its place stands the cost of the best decoder that sees nothing, the mean image, so that the score is zero where the
-features tell nothing. I(Y;F) >= H(Y) - CE of the best classifier.
+features tell nothing. That cost is far above H(X) where pixels depend on each other, so the score is a gain over the
+mean image and no bound of I(X;F): images of one bit can give hundreds of nats. I(Y;F) >= H(Y) - CE of the best
+classifier.
 
 The last fold of the samples scores, the one before it says when to stop, the others train.
 """
@@ -108,7 +110,7 @@ def convolutional_input_gains(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """What each sample of the scoring fold adds to I(X;F): the decoder's gain over the mean image.
+    """What each sample of the scoring fold adds to the decoder's gain over the mean image.
 
     The decoder has the same initial weights, batches and budget for each snapshot.
 

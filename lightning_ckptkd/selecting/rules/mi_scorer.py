@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_ckptkd.information.contrastive import contrastive_ceiling, contrastive_gains
 from lightning_ckptkd.information.convolutional import (
     convolutional_input_gains,
     convolutional_label_gains,
@@ -81,7 +82,8 @@ class MIScorer:
             self.x = principal_components(pull_in(found), count)
             if estimators.given_label:
                 self.x = within_classes(self.x, self._labels)
-            self.input_entropy = gaussian_ceiling(self.x)
+            contrastive = estimators.input_estimator == "contrastive"
+            self.input_entropy = contrastive_ceiling(rows.folds) if contrastive else gaussian_ceiling(self.x)
         inputs = rows.probe.inputs
         if inputs is not None and estimators.input_estimator == "convolutional":
             self._images = unit_range(inputs.float())
@@ -207,7 +209,8 @@ class MIScorer:
         estimators, folds = self._estimators, self._rows.folds
         if self._images is None:
             assert self.x is not None
-            return gaussian_gains(self.x, self._decoded(pooled), folds)
+            gains = contrastive_gains if estimators.input_estimator == "contrastive" else gaussian_gains
+            return gains(self.x, self._decoded(pooled), folds)
         assert features.spatial is not None
         return convolutional_input_gains(
             self._images,
