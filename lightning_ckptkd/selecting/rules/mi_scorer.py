@@ -23,7 +23,7 @@ from lightning_ckptkd.information.joint import JointInformation, count_best, gro
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.ranking import ScoreRule
-from lightning_ckptkd.information.robust import deciding_units, outlying_samples, pull_in, winsorise
+from lightning_ckptkd.information.robust import deciding_units, outlying_samples, pull_in, winsorise, within_fence
 from lightning_ckptkd.information.uncertainty import jackknife_error
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
@@ -86,7 +86,8 @@ class MIScorer:
             self.input_entropy = contrastive_ceiling(rows.folds) if contrastive else gaussian_ceiling(self.x)
         inputs = rows.probe.inputs
         if inputs is not None and estimators.input_estimator == "convolutional":
-            self._images = unit_range(inputs.float())
+            inputs = inputs.float()
+            self._images = unit_range(within_fence(inputs.flatten(1)).view(inputs.shape))
             output, log_variance = output_of_mean(self._images, "bce")
             alone = image_costs(output.expand_as(self._images), self._images, "bce", log_variance)
             self.input_entropy = float(alone.mean()) if estimators.likelihood == "bce" else float("nan")
