@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_the_callback_and_the_folder_alone_agree(trained: tuple[Path, Project], 
     alone = MISelector().select(harvest, Project(), probe(), progress=False)
     assert alone.candidates == at_fit_end.candidates
     assert alone.chosen == at_fit_end.chosen
+
+
+def test_the_bound_of_the_input_term(harvest: Path) -> None:
+    selection = MISelector(rule=MI(input_estimator="contrastive")).select(harvest, Project(), probe(), progress=False)
+    ceiling = math.log(40)  # inputs that each of 200 samples is held against
+    for candidate in selection.candidates:
+        assert 0.5 < candidate.input_information < ceiling
+        assert candidate.input_term == pytest.approx(candidate.input_information / ceiling) or not candidate.input_term
+    with pytest.raises(ArgumentError, match="given_label=True is for input_estimator='gaussian', got 'contrastive'"):
+        MI(input_estimator="contrastive", given_label=True)
 
 
 @pytest.mark.parametrize("input_estimator", ["gaussian", "convolutional"])

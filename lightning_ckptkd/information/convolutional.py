@@ -2,7 +2,9 @@ r"""Both terms by the paper's convolutional networks on a feature map: an image 
 
 I(X;F) >= H(X) - R(X|F), where R is the cost of the best decoder. H(X) is unknown but the same for each snapshot; in
 its place stands the cost of the best decoder that sees nothing, the mean image, so that the score is zero where the
-features tell nothing. I(Y;F) >= H(Y) - CE of the best classifier.
+features tell nothing. That cost is far above H(X) where pixels depend on each other, so the score is a gain over the
+mean image and no bound of I(X;F): images of one bit can give hundreds of nats. I(Y;F) >= H(Y) - CE of the best
+classifier.
 
 The last fold of the samples scores, the one before it says when to stop, the others train.
 """
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from lightning_ckptkd.information.label import label_surprises
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
+from lightning_ckptkd.information.robust import within_fence
 
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-2
@@ -108,7 +111,7 @@ def convolutional_input_gains(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """What each sample of the scoring fold adds to I(X;F): the decoder's gain over the mean image.
+    """What each sample of the scoring fold adds to the decoder's gain over the mean image.
 
     The decoder has the same initial weights, batches and budget for each snapshot.
 
@@ -126,8 +129,7 @@ def convolutional_input_gains(
     """
     channels, height, width = images.shape[1:]
     fit = folds < folds.max() - 1
-    maps = feature_maps.float()
-    maps = maps / maps[fit].std().clamp_min(1e-12)
+    maps = _scaled(feature_maps, fit)
 
     def make() -> nn.Module:
         return _ImageModel(maps.shape[1], (channels, height, width))
@@ -165,8 +167,7 @@ def convolutional_label_gains(
     Returns:
         log q(y|f) - log p(y) in nats, shape (N_scoring,), float64; p are the frequencies in the scoring fold.
     """
-    maps = feature_maps.float()
-    maps = maps / maps[folds < folds.max() - 1].std().clamp_min(1e-12)
+    maps = _scaled(feature_maps, folds < folds.max() - 1)
     num_classes = int(labels.max()) + 1
 
     def make() -> nn.Module:
@@ -176,6 +177,12 @@ def convolutional_label_gains(
         return F.cross_entropy(classifier(maps[batch].to(device)), labels[batch].to(device), reduction="none")
 
     return label_surprises(labels[scoring_fold(folds)]) - _held_out_costs(make, cost, folds, steps, seed, device)
+
+
+def _scaled(maps: Tensor, fit: Tensor) -> Tensor:
+    """Maps (N, C, H, W) of unit deviation over the samples that fit; those far outside of all others are pulled in."""
+    maps = within_fence(maps.float().flatten(1)).view(maps.shape)
+    return maps / maps[fit].std().clamp_min(1e-12)
 
 
 def _enlarge(height: int, width: int, in_channels: int, channels: int) -> list[nn.Module]:

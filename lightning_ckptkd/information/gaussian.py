@@ -1,12 +1,14 @@
-r"""I(X;F) by a linear-Gaussian decoder, in closed form from one pass over the samples.
+r"""What F tells of X by a linear-Gaussian decoder, in closed form from one pass over the samples.
 
 The decoder is q(x|f) = N(A f + b, S). For any decoder, I(X;F) = H(X) - H(X|F) >= H(X) + E[log q(x|f)] (Barber and
-Agakov 2003; equation 2 of the paper's own estimators). Here H(X) is modelled alike, by q(x) = N(m, S_x), so the
-score is the held-out gain in log-likelihood
+Agakov 2003; equation 2 of the paper's own estimators). H(X) is not known, and in its place stands the cost of a model
+of X alone, q(x) = N(m, S_x). So the score is the held-out gain in model log-likelihood over that of X alone,
 
-    I = E[log q(x|f)] - E[log q(x)]   nats,
+    G = E[log q(x|f)] - E[log q(x)] = I(X;F) - E[KL(p(x|f) || q(x|f))] + KL(p(x) || q(x))   nats,
 
-which is exact where X and F are jointly Gaussian.
+which is I(X;F) where X and F are jointly Gaussian, and at most I(X;F) where X is. Where X is not Gaussian the last term
+may make it larger: one bit with little noise gives more than 2 nats, and can tell 0.69. That term is the same for each
+snapshot, so that differences between snapshots are not touched. :mod:`.contrastive` is a bound in any case.
 
 Samples are in folds. Each fold is scored by a decoder to which it has not contributed: slopes from the other folds,
 covariances from what those folds' own decoders leave over of them. So the cost of estimating a slope counts against
@@ -176,7 +178,7 @@ def fit_decoders(folds: Sequence[Moments]) -> list[GaussianDecoder]:
 
 
 def gaussian_information(folds: Sequence[Moments]) -> float:
-    """I(X;F) in nats, cross-fitted over folds.
+    """The gain in model log-likelihood in nats, cross-fitted over folds; I(X;F) where X and F are jointly Gaussian.
 
     Args:
         folds: As :func:`fit_decoders` takes them.
@@ -195,7 +197,7 @@ def gaussian_information(folds: Sequence[Moments]) -> float:
 
 
 def gaussian_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
-    """What each sample adds to I(X;F): log q(x|f) - log q(x) in nats, whose mean is :func:`gaussian_information`.
+    """What each sample adds to the gain: log q(x|f) - log q(x) in nats, whose mean is :func:`gaussian_information`.
 
     Values of X and F far outside of all others are pulled in before (see :mod:`.robust`), so that no sample decides.
 

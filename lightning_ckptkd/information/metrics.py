@@ -18,6 +18,7 @@ from lightning_ckptkd.information.label import TEMPERATURES, tempered_costs
 class GaussianInformation(Metric):
     """I(X;F) in nats by a linear-Gaussian decoder, as :func:`.gaussian.gaussian_information`.
 
+    Sums over samples keep none of them, so that outlying ones count in full here; see :mod:`.robust` for what does not.
     Samples go into five folds in turn as they come, so the order decides the folds: shuffle sorted data.
 
     Args:

@@ -88,21 +88,21 @@ def pull_in(vectors: Tensor) -> Tensor:
     return torch.where(outside, centre + differences * (fence / lengths.clamp_min(1e-300)), values)
 
 
-def within_fence(logits: Tensor) -> Tensor:
-    """Rows of logits whose spread over the classes is outside of that of all others, with the largest usual spread.
+def within_fence(rows: Tensor) -> Tensor:
+    """Logits, or feature maps, whose spread is far outside of that of all others, scaled down to the fence.
 
     Args:
-        logits: Shape (R, K).
+        rows: Shape (R, K).
 
     Returns:
-        Shape (R, K); the very same logits where none is outside.
+        Shape (R, K); the very same rows where none is outside.
     """
-    spread = torch.cat([some.double().std(1, correction=0) for some in torch.split(logits, _ROWS)])[:, None]
+    spread = torch.cat([some.double().std(1, correction=0) for some in torch.split(rows, _ROWS)])[:, None]
     fence = fences(spread)[1]
     outside = spread > fence
     if not bool(outside.any()):
-        return logits
-    return logits * torch.where(outside, fence / spread.clamp_min(1e-300), 1.0).to(logits.dtype)
+        return rows
+    return rows * torch.where(outside, fence / spread.clamp_min(1e-300), 1.0).to(rows.dtype)
 
 
 def fences(values: Tensor) -> tuple[Tensor, Tensor]:

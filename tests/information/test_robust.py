@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.information.convolutional import convolutional_label_gains
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.gaussian import gaussian_gains
 from lightning_ckptkd.information.joint import JointInformation, reduce_features
@@ -108,3 +109,16 @@ def test_the_label_terms(times: float) -> None:
     seen[5] *= times
     assert plain == pytest.approx(-2 * math.log(0.5), abs=0.1)
     assert float(gaussian_head_gains(seen, y, FOLDS).mean()) == pytest.approx(plain, rel=0.1)
+
+
+def test_an_outlying_feature_map() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (400,), generator=generator)
+    maps = torch.nn.functional.one_hot(labels, 3)[:, :, None, None] + 0.5 * torch.randn(
+        400, 3, 2, 2, generator=generator
+    )
+    folds = assign_folds(400, 5, 0)
+    plain = float(convolutional_label_gains(labels, maps, folds, steps=60).mean())
+    maps[3] *= 1e5
+    assert plain > 0.8
+    assert float(convolutional_label_gains(labels, maps, folds, steps=60).mean()) > 0.8

@@ -25,9 +25,10 @@ from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import describe
 
 FEATURES = ("layer", "logits", "probabilities")
-INPUT_ESTIMATORS = ("gaussian", "convolutional")
+INPUT_ESTIMATORS = ("gaussian", "convolutional", "contrastive")
 LABEL_ESTIMATORS = ("head", "logistic", "convolutional")
-_BOUNDED = {("gaussian", likelihood) for likelihood in LIKELIHOODS} | {("convolutional", "bce")}
+_BOUNDED = {(name, likelihood) for name in ("gaussian", "contrastive") for likelihood in LIKELIHOODS}
+_BOUNDED |= {("convolutional", "bce")}
 _JOINT = "ensemble='greedy' (or num_teachers='auto')"
 _AFTER_SCORING = (
     "input_weight",
@@ -41,10 +42,14 @@ _SHARES = {"max": "share of the largest", "minmax": "share of the range", "entro
 class MI(ScoringRule):
     """The weighted sum of I(X;F) and I(Y;F), each normalised over the snapshots; F is a feature of the snapshot.
 
-    Both are lower bounds of *decodable* information, in nats: they depend on the estimator, which is the same for each
-    snapshot. X is the inputs as numbers: floating-point tensors, pixels, and of token ids how often each is in a
-    sample, masked positions left out. Where inputs have no vectors of one length (ragged numbers, graphs), I(X;F) is
-    left out, which one line tells.
+    Both are *decodable* information, in nats: they depend on the estimator, which is the same for each snapshot. I(Y;F)
+    is a lower bound. For I(X;F) stands the gain of a decoder over a model of X alone: by the ``gaussian`` and
+    ``convolutional`` decoders it may exceed the information where X is not what that model takes it for, by an amount
+    that is the same for each snapshot; the ``contrastive`` estimate is a lower bound.
+
+    X is the inputs as numbers: floating-point tensors, pixels, and of token ids how often each is in a sample, masked
+    positions left out. Where inputs have no vectors of one length (ragged numbers, graphs), I(X;F) is left out, which
+    one line tells.
 
     Args:
         feature: What F is: the output of a ``layer``, the ``logits``, or the ``probabilities`` at ``temperature``,
@@ -52,8 +57,9 @@ class MI(ScoringRule):
         layer: Name of the module whose output is F, within what was harvested. None is the input of the last
             ``nn.Linear`` that runs (and the last feature map for the convolutional networks).
         temperature: The student's T, for ``feature="probabilities"``.
-        input_estimator: For I(X;F): ``gaussian``, a linear-Gaussian decoder in closed form, or ``convolutional``,
-            the paper's decoder.
+        input_estimator: For I(X;F): ``gaussian``, a linear-Gaussian decoder in closed form; ``convolutional``, the
+            paper's decoder; or ``contrastive``, the Gaussian decoder held against the inputs of other samples
+            (InfoNCE), which is a lower bound, of the logarithm of a fifth of the probe's samples at most.
         label_estimator: For I(Y;F): ``head``, the teacher's own last layer with a fitted temperature (what a student
             of its logits sees), ``logistic``, a multinomial logistic probe of the features, or ``convolutional``, the
             paper's small classifier.
@@ -65,8 +71,8 @@ class MI(ScoringRule):
         label_floor: Share of the largest I(Y;F), in [0, 1], below which a snapshot's I(X;F) does not count.
         likelihood: Of the convolutional decoder: the paper's ``bce``, ``continuous_bernoulli`` or ``gaussian``.
         decoder_steps: Training steps of a convolutional network, at most.
-        input_view: What X is instead, for the Gaussian decoder: a function of a :class:`.Batch` of N samples, on the
-            CPU, that gives numbers (N, D); by class path from a config.
+        input_view: What X is instead, but for the convolutional decoder: a function of a :class:`.Batch` of N samples,
+            on the CPU, that gives numbers (N, D); by class path from a config.
         ties: Which of snapshots with scores within one standard error of their difference comes first: the ``later``,
             the ``earlier``, or that with the higher ``score``.
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_ckptkd.information.contrastive import contrastive_ceiling, contrastive_gains
 from lightning_ckptkd.information.convolutional import (
     convolutional_input_gains,
     convolutional_label_gains,
@@ -22,7 +23,7 @@ from lightning_ckptkd.information.joint import JointInformation, count_best, gro
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.ranking import ScoreRule
-from lightning_ckptkd.information.robust import deciding_units, outlying_samples, pull_in, winsorise
+from lightning_ckptkd.information.robust import deciding_units, outlying_samples, pull_in, winsorise, within_fence
 from lightning_ckptkd.information.uncertainty import jackknife_error
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
@@ -81,10 +82,12 @@ class MIScorer:
             self.x = principal_components(pull_in(found), count)
             if estimators.given_label:
                 self.x = within_classes(self.x, self._labels)
-            self.input_entropy = gaussian_ceiling(self.x)
+            contrastive = estimators.input_estimator == "contrastive"
+            self.input_entropy = contrastive_ceiling(rows.folds) if contrastive else gaussian_ceiling(self.x)
         inputs = rows.probe.inputs
         if inputs is not None and estimators.input_estimator == "convolutional":
-            self._images = unit_range(inputs.float())
+            inputs = inputs.float()
+            self._images = unit_range(within_fence(inputs.flatten(1)).view(inputs.shape))
             output, log_variance = output_of_mean(self._images, "bce")
             alone = image_costs(output.expand_as(self._images), self._images, "bce", log_variance)
             self.input_entropy = float(alone.mean()) if estimators.likelihood == "bce" else float("nan")
@@ -211,7 +214,8 @@ class MIScorer:
         estimators, folds = self._estimators, self._rows.folds
         if self._images is None:
             assert self.x is not None
-            return gaussian_gains(self.x, self._decoded(pooled), folds)
+            gains = contrastive_gains if estimators.input_estimator == "contrastive" else gaussian_gains
+            return gains(self.x, self._decoded(pooled), folds)
         assert features.spatial is not None
         return convolutional_input_gains(
             self._images,
