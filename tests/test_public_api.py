@@ -32,8 +32,8 @@ def public_api() -> dict[str, dict[str, Any]]:
 
 
 def describe(value: Any) -> Any:
-    if not callable(value):
-        return type(value).__name__
+    if not (inspect.isclass(value) or inspect.isroutine(value)):
+        return "a constant or type"
     if inspect.isclass(value) and issubclass(value, BaseException):
         return " > ".join(kind.__name__ for kind in value.__mro__ if kind is not object)
     marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
