@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from typing_extensions import override
 
-from benchmarks.harvest import quiet_trainer
+from benchmarks.harvest.trainings import quiet_trainer
 
 ALPHA, TEMPERATURE = 0.5, 5.0
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}

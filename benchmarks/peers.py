@@ -30,7 +30,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.harvest import UsageClock, describe_machine, quiet_trainer, say, silence_lightning
+from benchmarks.harvest.clocks import UsageClock
+from benchmarks.harvest.machine import describe_machine, say, silence_lightning
+from benchmarks.harvest.trainings import quiet_trainer
 from benchmarks.peer_loops import (
     INSTALL_TORCHDISTILL,
     LightningTraining,

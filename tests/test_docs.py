@@ -123,3 +123,11 @@ def test_speed_beside_the_others() -> None:
     shown = text.split("<!-- measured -->\n")[1].split("\n<!-- end -->")[0]
     results = RESULTS / "peers.json"
     assert shown == (peers.make_section(json.loads(results.read_text())) if results.exists() else "Not measured yet.")
+
+
+def test_each_core_folder_says_why() -> None:
+    folders = [path for path in (REPOSITORY / "lightning_ckptkd").iterdir() if (path / "__init__.py").exists()]
+    core = [path for path in folders if path.name != "zoo"]
+    assert len(core) >= 8
+    for path in core:
+        assert len((path / "README.md").read_text().splitlines()) <= 20

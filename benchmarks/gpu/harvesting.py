@@ -15,7 +15,8 @@ from torchvision.models import resnet50, vit_l_16
 from benchmarks.gpu.lease import Lease
 from benchmarks.gpu.overlap import measure_events, measure_profile
 from benchmarks.gpu.tables import target_of
-from benchmarks.harvest import BlockResult, Options, measure_block
+from benchmarks.harvest.block import BlockResult, measure_block
+from benchmarks.harvest.measured import Options
 from lightning_ckptkd.zoo import CIFARResNet
 
 NAMES = ("25 M parameters", "300 M parameters")

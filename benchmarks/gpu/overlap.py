@@ -12,7 +12,7 @@ from torch import nn
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harvest import Worker, quiet_trainer, work_data
+from benchmarks.harvest.trainings import Worker, quiet_trainer, work_data
 from lightning_ckptkd import CheckpointHarvester
 from lightning_ckptkd.snapshots.host_copy import HostCopy
 from lightning_ckptkd.snapshots.layout import plan_layout

@@ -75,7 +75,7 @@ def describe(device: str) -> dict[str, Any]:
     """What the numbers are measured on."""
     import torch
 
-    from benchmarks.harvest import silence_lightning
+    from benchmarks.harvest.machine import silence_lightning
 
     silence_lightning()
     about: dict[str, Any] = {
