@@ -328,6 +328,20 @@ def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     assert word == "the process ended with -6"
 
 
+def test_a_process_that_can_not_start_is_started_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.sys, "executable", "/bin/false")
+    assert runner.main([str(tmp_path), "--device", "cpu", "--minutes", "1"]) == 1
+    states = [Results.of(tmp_path, stage).state for stage in STAGES]
+    assert states == ["failed", None, None, None, None]
+    assert "the process ended with 1" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told() -> None:
+    with pytest.raises(SystemExit, match=r"torch sees no GPU here\. --device cpu runs every stage at toy size"):
+        worker.describe("cuda")
+
+
 def test_time_that_a_stage_leaves_goes_to_the_later_ones() -> None:
     later = list(STAGES)
     assert worker.deadline_of("cuda_tests", later, 0.0, 480.0) == pytest.approx(48)
