@@ -62,7 +62,12 @@ class Choices:
 
 
 def choose(
-    harvest: Path, make: Callable[[], nn.Module], every: int, probe: TensorDataset, device: str
+    harvest: Path,
+    make: Callable[[], nn.Module],
+    every: int,
+    probe: TensorDataset,
+    train: TensorDataset,
+    device: str,
 ) -> tuple[Choices, list[str]]:
     """The choices: every n-th snapshot, half-way, the last, those of the selector, and nobody.
 
@@ -71,6 +76,7 @@ def choose(
         make: Makes a teacher's network.
         every: Of the snapshots that teach alone.
         probe: Images (N, C, H, W) and labels for the selector.
+        train: Likewise, of the training data: a soup's BatchNorm takes its statistics of them.
         device: Where it runs.
 
     Returns:
@@ -89,8 +95,9 @@ def choose(
         except ArgumentError as error:
             words.append(f"{name}: left out, since MISelector refuses it: {error}")
             continue
+        loaders = DataLoader(probe, 250), DataLoader(train, 250)
         with contextlib.redirect_stdout(io.StringIO()):
-            selector.select(harvest, make(), DataLoader(probe, 250), device=device, progress=False)
+            selector.select(harvest, make(), *loaders, device=device, progress=False)
         _add(found, name, harvest, make, "selected")
     return found, words
 
