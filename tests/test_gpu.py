@@ -91,6 +91,8 @@ def test_every_stage_runs_on_the_cpu(tmp_path: Path, data: Path) -> None:
     seed = documents["paper"]["seeds"]["0"]
     assert {ALONE, "epoch 1", "epoch 3", "half", "full", "MI", "top 3"} <= seed["students"].keys()
     assert len(seed["shares"]["top 3"]) == 3
+    left_out = any(note.startswith("soup: left out") for note in documents["paper"]["notes"])
+    assert left_out != ("soup" in seed["students"])
     assert all(len(found) == paper.TOY.copies for found in seed["students"].values())
 
     before = {file.name: file.read_bytes() for file in files if file.suffix == ".json"}

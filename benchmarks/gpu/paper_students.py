@@ -98,17 +98,19 @@ def choose(
         loaders = DataLoader(probe, 250), DataLoader(train, 250)
         with contextlib.redirect_stdout(io.StringIO()):
             selector.select(harvest, make(), *loaders, device=device, progress=False)
-        _add(found, name, harvest, make, "selected")
+        if not _add(found, name, harvest, make, "selected") and name == "soup":
+            words.append(f"soup: MISelector chose none, but the snapshots of epochs {', '.join(found.shares[name])}")
     return found, words
 
 
-def _add(found: Choices, name: str, harvest: Path, make: Callable[[], nn.Module], choice: str | list[int]) -> None:
+def _add(found: Choices, name: str, harvest: Path, make: Callable[[], nn.Module], choice: str | list[int]) -> bool:
+    """Whether a soup teaches, which is a network of its own."""
     loaded = load_teachers({str(harvest): make()}, choice)
-    members = loaded.ensemble.members
-    epochs = [str(snapshot.epoch) for snapshot in loaded.snapshots]
-    names = epochs if len(epochs) == len(members) and name != "soup" else [f"{name} {i}" for i in range(len(members))]
-    found.members.update(zip(names, members, strict=True))
-    found.shares[name] = {member: 1 / len(members) for member in names}
+    is_soup = any(hasattr(snapshot, "members") for snapshot in loaded.snapshots)
+    names = [name] if is_soup else [str(snapshot.epoch) for snapshot in loaded.snapshots]
+    found.members.update(zip(names, loaded.ensemble.members, strict=True))
+    found.shares[name] = {member: 1 / len(names) for member in names}
+    return is_soup
 
 
 def train_students(
