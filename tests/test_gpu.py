@@ -91,6 +91,8 @@ def test_every_stage_runs_on_the_cpu(tmp_path: Path, data: Path) -> None:
     seed = documents["paper"]["seeds"]["0"]
     assert {ALONE, "epoch 1", "epoch 3", "half", "full", "MI", "top 3"} <= seed["students"].keys()
     assert len(seed["shares"]["top 3"]) == 3
+    left_out = any(note.startswith("soup: left out") for note in documents["paper"]["notes"])
+    assert left_out != ("soup" in seed["students"])
     assert all(len(found) == paper.TOY.copies for found in seed["students"].values())
 
     before = {file.name: file.read_bytes() for file in files if file.suffix == ".json"}
@@ -326,6 +328,20 @@ def test_a_stage_that_hangs_is_killed(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     word = runner._watch(start("import os; os.abort()"), tmp_path, time.monotonic() + 60)
     assert word == "the process ended with -6"
+
+
+def test_a_process_that_can_not_start_is_started_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.sys, "executable", "/bin/false")
+    assert runner.main([str(tmp_path), "--device", "cpu", "--minutes", "1"]) == 1
+    states = [Results.of(tmp_path, stage).state for stage in STAGES]
+    assert states == ["failed", None, None, None, None]
+    assert "the process ended with 1" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told() -> None:
+    with pytest.raises(SystemExit, match=r"torch sees no GPU here\. --device cpu runs every stage at toy size"):
+        worker.describe("cuda")
 
 
 def test_time_that_a_stage_leaves_goes_to_the_later_ones() -> None:

@@ -168,7 +168,7 @@ def a_cache_is_what_the_teachers_say(bench: Bench) -> None:
 def a_selection_is_that_of_the_cpu(bench: Bench) -> str:
     """Scores on the device and on the CPU, within a hundredth of a nat."""
     scores = {}
-    for device in ("cpu", bench.device.type):
+    for device in {"cpu", bench.device.type}:
         folder = bench.harvested().folder
         (folder / "scores.json").unlink(missing_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):

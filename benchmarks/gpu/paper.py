@@ -39,7 +39,7 @@ class Size:
         epoch_images: Images of an epoch, drawn anew each time.
         batch_size: Images a batch.
         copies: Students of each choice.
-        probe: Images for the selector.
+        probe: Validation images for the selector, and training images for a soup's BatchNorm.
         seeds: At most.
     """
 
@@ -127,7 +127,8 @@ def run_seed(
     if word is None:
         return None
     lease.note(f"teacher of seed {seed}: {word}")
-    choices, left_out = choose(folder / "harvest", make_teacher, size.tried, probe_of(sets, size.probe), lease.device)
+    seen = (images_of(sets[split], size.probe) for split in ("val", "train"))
+    choices, left_out = choose(folder / "harvest", make_teacher, size.tried, *seen, lease.device)
     for text in left_out:
         lease.note(text)
     students, word = train_students(
@@ -160,15 +161,15 @@ def on_device(packed: PackedImages, device: str) -> dict[str, DeviceImages]:
     return {split: DeviceImages(*packed.of(split), mean, std, device) for split in ("train", "val", "test")}
 
 
-def probe_of(sets: dict[str, DeviceImages], count: int) -> TensorDataset:
-    """The first validation images, for the selector.
+def images_of(images: DeviceImages, count: int) -> TensorDataset:
+    """The first images of a split and their labels, for the selector.
 
     Args:
-        sets: On the device.
-        count: Of images.
+        images: On the device.
+        count: Of them; all where there are fewer.
     """
-    which = torch.arange(min(count, len(sets["val"])), device=sets["val"].labels.device)
-    return TensorDataset(sets["val"].plain(which).cpu(), sets["val"].labels[which].cpu())
+    which = torch.arange(min(count, len(images)), device=images.labels.device)
+    return TensorDataset(images.plain(which).cpu(), images.labels[which].cpu())
 
 
 def add_rows(lease: Lease) -> None:

@@ -62,7 +62,12 @@ class Choices:
 
 
 def choose(
-    harvest: Path, make: Callable[[], nn.Module], every: int, probe: TensorDataset, device: str
+    harvest: Path,
+    make: Callable[[], nn.Module],
+    every: int,
+    probe: TensorDataset,
+    train: TensorDataset,
+    device: str,
 ) -> tuple[Choices, list[str]]:
     """The choices: every n-th snapshot, half-way, the last, those of the selector, and nobody.
 
@@ -71,6 +76,7 @@ def choose(
         make: Makes a teacher's network.
         every: Of the snapshots that teach alone.
         probe: Images (N, C, H, W) and labels for the selector.
+        train: Likewise, of the training data: a soup's BatchNorm takes its statistics of them.
         device: Where it runs.
 
     Returns:
@@ -89,19 +95,22 @@ def choose(
         except ArgumentError as error:
             words.append(f"{name}: left out, since MISelector refuses it: {error}")
             continue
+        loaders = DataLoader(probe, 250), DataLoader(train, 250)
         with contextlib.redirect_stdout(io.StringIO()):
-            selector.select(harvest, make(), DataLoader(probe, 250), device=device, progress=False)
-        _add(found, name, harvest, make, "selected")
+            selector.select(harvest, make(), *loaders, device=device, progress=False)
+        if not _add(found, name, harvest, make, "selected") and name == "soup":
+            words.append(f"soup: MISelector chose none, but the snapshots of epochs {', '.join(found.shares[name])}")
     return found, words
 
 
-def _add(found: Choices, name: str, harvest: Path, make: Callable[[], nn.Module], choice: str | list[int]) -> None:
+def _add(found: Choices, name: str, harvest: Path, make: Callable[[], nn.Module], choice: str | list[int]) -> bool:
+    """Whether a soup teaches, which is a network of its own."""
     loaded = load_teachers({str(harvest): make()}, choice)
-    members = loaded.ensemble.members
-    epochs = [str(snapshot.epoch) for snapshot in loaded.snapshots]
-    names = epochs if len(epochs) == len(members) and name != "soup" else [f"{name} {i}" for i in range(len(members))]
-    found.members.update(zip(names, members, strict=True))
-    found.shares[name] = {member: 1 / len(members) for member in names}
+    is_soup = any(hasattr(snapshot, "members") for snapshot in loaded.snapshots)
+    names = [name] if is_soup else [str(snapshot.epoch) for snapshot in loaded.snapshots]
+    found.members.update(zip(names, loaded.ensemble.members, strict=True))
+    found.shares[name] = {member: 1 / len(names) for member in names}
+    return is_soup
 
 
 def train_students(

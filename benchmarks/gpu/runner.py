@@ -79,7 +79,8 @@ def run_worker(options: argparse.Namespace, stages: list[str], until: float) -> 
     """Run one worker to its end, or kill it where a stage takes too long.
 
     Returns:
-        The last stage that it ran; where it ran none, the first one, which is then marked as failed.
+        The last stage that it ran. Where it could not even start, no other one could: the first stage is then marked as
+        failed, and the last one is returned.
     """
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu.worker", str(options.out)]
     command += ["--device", options.device, "--until", str(until), "--stages", *stages]
@@ -97,7 +98,7 @@ def run_worker(options: argparse.Namespace, stages: list[str], until: float) -> 
     if ran:
         return ran[-1]
     Results.of(options.out, stages[0]).update(state=FAILED, stage=stages[0], traceback=f"{word}\n{_tail(log)}")
-    return stages[0]
+    return stages[-1]
 
 
 def _watch(worker: subprocess.Popen[Any], out: Path, until: float) -> str:

@@ -72,12 +72,14 @@ def deadline_of(stage: str, later: list[str], now: float, until: float) -> float
 
 
 def describe(device: str) -> dict[str, Any]:
-    """What the numbers are measured on."""
+    """What the numbers are measured on; ends the process where there is no such device."""
     import torch
 
     from benchmarks.harvest.machine import silence_lightning
 
     silence_lightning()
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no GPU here. --device cpu runs every stage at toy size.")
     about: dict[str, Any] = {
         "device": torch.cuda.get_device_name(0) if device == "cuda" else "cpu",
         "driver": _driver() if device == "cuda" else None,

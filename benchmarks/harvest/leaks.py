@@ -25,6 +25,7 @@ from benchmarks.harvest.trainings import (
 from lightning_ckptkd import CheckpointHarvester
 
 LEAK_SNAPSHOTS = (3, 50, 100, 150, 200)
+SETTLE_SECONDS = 0.3  # between a written snapshot and the look
 LEAK_WIDTHS = (1024, 1280)  # 5.2 MB
 MEMORY_TARGET = 1.0
 
@@ -83,7 +84,7 @@ class HoldingsProbe(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step in LEAK_SNAPSHOTS:
             wait_until_written(self._harvest, trainer.global_step)
-            time.sleep(options.settle)
+            time.sleep(SETTLE_SECONDS)
             gc.collect()
             self.holdings.append(Holdings(trainer.global_step, resident_bytes(), open_files(), sorted(thread_names())))
 
