@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -35,6 +35,7 @@ from lightning_ckptkd.snapshots.retention import Retention
 from lightning_ckptkd.snapshots.store import SnapshotStore
 from lightning_ckptkd.snapshots.weights import get_submodule, module_weights
 from lightning_ckptkd.trainer.loggers import check_artifact, log_folder
+from lightning_ckptkd.trainer.namespaces import TakesDataOfOneName
 from lightning_ckptkd.trainer.ranks import on_rank_zero
 from lightning_ckptkd.trainer.strategies import check_strategy, find_averaging, harvested_module
 
@@ -42,7 +43,7 @@ FOLDER_NAME = "snapshots"
 _ARTIFACT = "harvest"
 
 
-class CheckpointHarvester(Callback):
+class CheckpointHarvester(TakesDataOfOneName):
     """Snapshot the weights at each epoch, as teachers for distillation.
 
     A plain callback: the project's own ``ModelCheckpoint`` and the training itself stay as they are. Each snapshot
@@ -143,6 +144,7 @@ class CheckpointHarvester(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self.folder = trainer.strategy.broadcast(str(self._resolve_folder(trainer)))
@@ -257,6 +259,7 @@ class CheckpointHarvester(Callback):
         if trainer.world_size == 1:  # reading metrics is a collective, and other ranks may not be here
             self._record_metrics(trainer)
         self._abandon()
+        super().on_exception(trainer, pl_module, exception)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -58,13 +58,13 @@ from lightning_ckptkd.snapshots.weights import get_submodule
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.calling import takes_whole
 from lightning_ckptkd.tasks.reading import BatchReader, Key
-from lightning_ckptkd.trainer.namespaces import is_kind
+from lightning_ckptkd.trainer.namespaces import TakesDataOfOneName, is_kind
 from lightning_ckptkd.trainer.ranks import on_each_rank, on_rank_zero
 from lightning_ckptkd.trainer.run_data import SPLITS, has_split, loader_of, loader_without_run
 from lightning_ckptkd.trainer.seeding import seed_all
 
 
-class MISelector(Callback):
+class MISelector(TakesDataOfOneName):
     """Rank the harvested snapshots by mutual information when fitting ends, and choose the teachers.
 
     For each snapshot, F being a layer's features: I(X;F), what they tell of the input, and I(Y;F), what they tell

@@ -21,7 +21,13 @@ from typing_extensions import override
 
 from lightning_ckptkd.commands.completion import SHELLS, PrintCompletion
 from lightning_ckptkd.commands.export_command import export, make_export_parser, runs_code
-from lightning_ckptkd.commands.fit_config import read_fit_config, spell_out_fit_config, unnamed_classes
+from lightning_ckptkd.commands.fit_config import (
+    bases,
+    import_data,
+    read_fit_config,
+    spell_out_fit_config,
+    unnamed_classes,
+)
 from lightning_ckptkd.commands.rule_words import refuse_moved_options, spell_out_rule
 from lightning_ckptkd.distillation import DistillationModule
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
@@ -130,6 +136,7 @@ def main(args: Sequence[str] | None = None) -> Any:
     words = list(sys.argv[1:] if args is None else args)
     refuse_moved_options(words)
     with known_warnings_ignored():
+        import_data(words)
         try:
             return CkptKDCLI(
                 trainer_class=CkptKDTrainer,
@@ -188,7 +195,7 @@ def _make_select_parser() -> ArgumentParser:
         nn.Module, "model", required=False, help="What was trained; only rules that run the snapshots need it."
     )
     parser.add_subclass_arguments(
-        LightningDataModule, "data", required=False, help="Gives the probe set; only rules that run them need it."
+        bases("data"), "data", required=False, help="Gives the probe set; only rules that run them need it."
     )
     parser.add_argument("--device", type=str, default="auto", help="Where the model runs; auto is CUDA or the CPU.")
     parser.add_class_arguments(MISelector, None, skip={"snapshots", "probe", "on_error"})

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,27 @@ from torch import nn
 
 from lightning_ckptkd.commands.words import given, options
 from lightning_ckptkd.errors import ArgumentError, near_names
+from lightning_ckptkd.trainer.namespaces import copies
 
 _BASES = {"model": nn.Module, "data": LightningDataModule}
+
+
+def bases(key: str) -> tuple[type, ...]:
+    """What ``model`` and ``data`` may be: of Lightning's classes also the copy of the other name, where it is there."""
+    return tuple(copies(_BASES[key]))
+
+
+def import_data(args: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Import the module of the class that ``select --data`` names, so that it is known which Lightning it is of.
+
+    Args:
+        args: The command's words.
+        environment: Its variables.
+    """
+    name = _class_path(given(args, environment, "data")) if args[:1] == ["select"] else None
+    if name is not None and "." in name:
+        with suppress(Exception):  # the parser tells of it
+            import_module(name.rpartition(".")[0])
 
 
 def spell_out_fit_config(args: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -89,7 +109,7 @@ def read_fit_config(path: str, named: Mapping[str, str | None]) -> dict[str, dic
     document = _load(path)
     parser = ArgumentParser(exit_on_error=False)
     classes: dict[str, str] = {}
-    for key, base in _BASES.items():
+    for key in _BASES:
         part = _resolved(document, key, path)
         name = named.get(key)
         if part is None or (_lacks_class(part) and name is None):
@@ -102,7 +122,7 @@ def read_fit_config(path: str, named: Mapping[str, str | None]) -> dict[str, dic
             class_path = _class_path(part)
             if class_path is not None and "." in class_path:  # else a short name, which the parser looks up
                 _find(class_path, f"fit_config={path!r} names")
-            parser.add_subclass_arguments(base, key, required=False, fail_untyped=False)
+            parser.add_subclass_arguments(bases(key), key, required=False, fail_untyped=False)
             classes[key] = ""
     parser.default_config_files = [glob.escape(path)]
     try:

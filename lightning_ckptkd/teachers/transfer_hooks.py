@@ -22,25 +22,27 @@ def lend_hooks(module: Any, student: nn.Module) -> None:
 def tell_of_other_hooks(module: Any, datamodule: Any, teachers: Sequence[nn.Module]) -> None:
     """Warn where a teacher was trained with batch hooks that the student's training does not run.
 
+    A hook of the DataModule, or of a subclass of DistillationModule, was written for both and says what they share.
+
     Args:
         module: Trains the student.
         datamodule: Its data; None where there is no DataModule. Where it has a hook, Lightning runs no module's.
         teachers: The modules that were trained.
     """
     run = overridden_hooks(module, datamodule)
+    lent = [hook for hook, owner in run.items() if owner is module and hook in vars(module)]  # the student's
     for teacher in {type(teacher): teacher for teacher in teachers}.values():
         left_out = [
             hook
             for hook, owner in overridden_hooks(teacher).items()
-            if hook not in run
-            or (run[hook] is not datamodule and _function(run[hook], hook) is not _function(owner, hook))
+            if hook not in run or (hook in lent and _function(module, hook) is not _function(owner, hook))
         ]
         if left_out:
             rank_zero_warn(
                 f"{type(teacher).__name__} changes batches on their way to the device ({', '.join(left_out)}), and the "
                 "student's training does not run that, so that the teachers see other inputs than they were trained "
-                "on, unless the student's data are made so. Do it in the DataModule's hooks, which teachers and "
-                "student share, or override the hook in the student or in a subclass of DistillationModule."
+                "on, unless the student's data are made so. Do it in the hooks of the DataModule or of a subclass "
+                "of DistillationModule, which teachers and student share."
             )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from typing_extensions import override
+
 from lightning_ckptkd.errors import ArgumentError
 
 _REFUSES = "pytorch_lightning.utilities.compile"  # the module in which its Trainer looks at what it is to train
@@ -18,7 +21,7 @@ def is_kind(value: Any, *kinds: type) -> bool:
         value: Anything.
         kinds: Classes of ``lightning.pytorch`` or ``lightning.fabric``.
     """
-    return isinstance(value, tuple(copy for kind in kinds for copy in _copies(kind)))
+    return isinstance(value, tuple(copy for kind in kinds for copy in copies(kind)))
 
 
 def overrides(name: str, instance: Any, *parents: type) -> bool:
@@ -33,7 +36,7 @@ def overrides(name: str, instance: Any, *parents: type) -> bool:
     if method is None:
         return False
     own = getattr(method, "__func__", method)
-    theirs = [getattr(copy, name, None) for parent in parents for copy in _copies(parent) if isinstance(instance, copy)]
+    theirs = [getattr(copy, name, None) for parent in parents for copy in copies(parent) if isinstance(instance, copy)]
     return bool(theirs) and all(own is not getattr(base, "__func__", base) for base in theirs)
 
 
@@ -64,8 +67,60 @@ class OfOneName:
     def __class__(self, kind: type) -> None:
         object.__dict__["__class__"].__set__(self, kind)
 
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer.
 
-def _copies(kind: type) -> list[type]:
+        Raises:
+            ArgumentError: When it is set, if its data are a DataModule of the other name.
+        """
+        found: Trainer = LightningModule.trainer.fget(self)  # type: ignore[attr-defined]
+        return found
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        refuse_other_data(trainer)
+        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+
+
+class TakesDataOfOneName(Callback):
+    """A callback that says which DataModules its Trainer takes, where it was given one of the other name.
+
+    Lightning's own words, "Expected a parent", name neither; where the DataModule is given in a dataloader's place
+    there are none at all.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_other_data(trainer)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        refuse_other_data(trainer)  # Lightning refuses it before any other hook
+
+
+def refuse_other_data(trainer: Any) -> None:
+    """Check that a Trainer's data are no DataModule of Lightning's other name.
+
+    Raises:
+        ArgumentError: If they are.
+    """
+    if not is_kind(trainer, Trainer):
+        return
+    ours, theirs = ("lightning.pytorch", "pytorch_lightning")
+    if not isinstance(trainer, Trainer):
+        ours, theirs = theirs, ours
+    fitted = trainer.fit_loop._data_source.instance  # also what was given in the place of a dataloader
+    for data in (trainer.datamodule, fitted):
+        if is_kind(data, LightningDataModule) and not isinstance(data, sys.modules[ours].LightningDataModule):
+            raise ArgumentError(
+                f"{type(data).__name__} is a LightningDataModule of {theirs}, and this Trainer is {ours}'s, another "
+                f"copy of it. Derive it from the one of `from {ours} import LightningDataModule`, or give fit() its "
+                "dataloaders: data.train_dataloader(), data.val_dataloader()."
+            )
+
+
+def copies(kind: type) -> list[type]:
     """A class and its twin, where the other copy of Lightning is imported."""
     found = [kind]
     for ours, other in _TWINS.items():

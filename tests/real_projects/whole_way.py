@@ -37,6 +37,7 @@ class Way:
         selector: Options of ``MISelector``.
         distillation: Options of ``DistillationModule``.
         epochs: Snapshots.
+        distiller: The class that distils.
     """
 
     module: Callable[[], LightningModule]
@@ -48,6 +49,7 @@ class Way:
     selector: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
     epochs: int = 2
+    distiller: type[DistillationModule] = DistillationModule
 
     def harvest(self, root: Path, **selector: Any) -> Path:
         """Fit the project with both callbacks and check the selection; the harvest's folder."""
@@ -76,7 +78,7 @@ class Way:
     def distil(self, root: Path, harvest: Path, **options: Any) -> DistillationModule:
         """Distil for an epoch and export; the exported student reaches what was logged."""
         settings = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), **self.distillation, **options}
-        module = DistillationModule(self.student(), self.module(), harvest, **settings)
+        module = self.distiller(self.student(), self.module(), harvest, **settings)
         data = self.data()
         trainer = make_trainer(root, max_epochs=1)
         trainer.fit(module, datamodule=data)

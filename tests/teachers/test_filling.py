@@ -198,7 +198,7 @@ def test_no_gradients(tmp_path: Path) -> None:
 
 def doubled(batch: Any) -> Any:
     """Two crops of a sample, as for contrastive losses."""
-    return [torch.cat([part, part]) for part in batch]
+    return tuple(torch.cat([part, part]) for part in batch)
 
 
 def test_what_does_not_fit(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     for wrong in (lambda x: Counted()(x)[:1], lambda x: Counted()(x)[0], lambda x: Counted()(x)[:, 1:]):
         with pytest.raises(TeacherError, match=r"instead of \(2, 7, K\)"):
             filled(cache, wrong)
-    for unpack, left in ((lambda batch: [part[1:] for part in batch], 6), (doubled, 14)):
+    for unpack, left in ((lambda batch: (batch[0][1:], batch[1][1:]), 6), (doubled, 14)):
         reader = BatchReader(unpack_batch=unpack)
         told = f"A batch of 7 samples holds {left} once it is collated and unpacked, .*Let collate_fn and unpack_batch"
         with pytest.raises(ArgumentError, match=told):
