@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -280,6 +279,8 @@ class Digits(Dataset[Any]):
     """scikit-learn's digits as images of 28 x 28 pixels, cropped and flipped at random; over again if need be."""
 
     def __init__(self, size: int) -> None:
+        from sklearn.datasets import load_digits  # here, since benchmarks.gpu runs where there is no scikit-learn
+
         digits = load_digits()
         small = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
         self.images = F.interpolate(small, size=SIDE, mode="bilinear").byte().squeeze(1).numpy()

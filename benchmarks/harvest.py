@@ -60,6 +60,7 @@ class Options:
     pairs: int
     device: torch.device
     folder: Path
+    settle: float = SETTLE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,9 @@ class GatedCheckpoint(ModelCheckpoint):
 class Pause(Callback):
     """Before each epoch: waits until the harvest is written, as a real epoch would last, and deletes checkpoints."""
 
-    def __init__(self, harvest: Path, epochs: Sequence[int], checkpoints: Path) -> None:
+    def __init__(self, harvest: Path, epochs: Sequence[int], checkpoints: Path, settle: float) -> None:
         self._harvest = harvest
+        self._settle = settle
         self._epochs = frozenset(epochs)
         self._checkpoints = checkpoints
 
@@ -237,7 +239,7 @@ class Pause(Callback):
             wait_until_written(self._harvest, trainer.global_step)
         for checkpoint in self._checkpoints.glob("*.ckpt"):
             checkpoint.unlink()
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(self._settle)
 
 
 class WriterClock(Callback):
@@ -297,7 +299,7 @@ def tensor_bytes(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Seconds that one snapshot of a ResNet-50 holds the training thread up.
+    """Seconds that one snapshot holds the training thread up.
 
     ``*_synchronised`` counts until the GPU is idle, and is None without one. ``beside_full`` is the harvester where
     an ordinary ModelCheckpoint with the optimiser's state saves in the same epoch and asks it for its own state.
@@ -326,8 +328,13 @@ class BlockResult:
         return rows
 
 
-def measure_block(options: Options) -> BlockResult:
-    """Three kinds of epochs in one run, in the order ABCCBA, so that none always follows the same other."""
+def measure_block(options: Options, network: nn.Module | None = None) -> BlockResult:
+    """Three kinds of epochs in one run, in the order ABCCBA, so that none always follows the same other.
+
+    Args:
+        options: How often, and where.
+        network: What is harvested; None is a ResNet-50.
+    """
     kinds: tuple[list[int], ...] = ([], [], [])
     for turn in range(WARM_UP + options.rounds):
         for place in range(3):
@@ -340,13 +347,13 @@ def measure_block(options: Options) -> BlockResult:
     gpu = options.device if options.device.type == "cuda" else None
     clocks = HookClock(harvester, gpu), HookClock(reference, gpu)
     callbacks = [
-        Pause(harvest, harvested, checkpoints),
+        Pause(harvest, harvested, checkpoints, options.settle),
         harvester,
         reference,
         GatedCheckpoint(checkpoints / "full", full, save_weights_only=False),
-        Pause(harvest, (), checkpoints / "full"),
+        Pause(harvest, (), checkpoints / "full", options.settle),
     ]
-    module = Idler(resnet50(weights=None))
+    module = Idler(resnet50(weights=None) if network is None else network)
     # one epoch more: what a snapshot costs ends with the end of the epoch after it
     trainer = quiet_trainer(options.device, options.folder, callbacks, max_epochs=3 * (WARM_UP + options.rounds) + 1)
     trainer.fit(module, idle_data())

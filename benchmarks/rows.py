@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student_t
-
 from lightning_ckptkd.selecting.report import format_table
 
 
@@ -45,7 +43,7 @@ def half_width(values: Sequence[float]) -> float:
     """Of the 95% interval of their mean, by Student's t; NaN of a single value."""
     if len(values) < 2:
         return math.nan
-    return float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return _quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def mean_of_groups(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -65,4 +63,11 @@ def mean_of_groups(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     if not total:
         return mean, 0.0
     freedom = total**2 / math.fsum(square**2 / (len(group) - 1) for square, group in zip(squares, groups, strict=True))
-    return mean, float(student_t.ppf(0.975, freedom)) * math.sqrt(total)
+    return mean, _quantile(freedom) * math.sqrt(total)
+
+
+def _quantile(freedom: float) -> float:
+    """Student's t at 97.5%."""
+    from scipy.stats import t as student_t  # here, since benchmarks.gpu runs where there is no SciPy
+
+    return float(student_t.ppf(0.975, freedom))

@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -75,15 +75,30 @@ def main() -> None:
     print(document["table"])
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is ranked.
+
+    Attributes:
+        network: Makes a network.
+        probe: Gives the probe set: images (N, C, H, W) and labels (N,).
+        batch_size: Probe samples a forward pass.
+    """
+
+    network: Callable[[], nn.Module]
+    probe: Callable[[], tuple[Tensor, Tensor]]
+    batch_size: int = BATCH_SIZE
+
+
 def network() -> nn.Module:
     """A ResNet-14 of width 16 for grey images."""
     torch.manual_seed(0)
     return CIFARResNet(14, 10, 16, 1)
 
 
-def make_harvest(folder: Path, count: int) -> Path:
+def make_harvest(folder: Path, count: int, make: Callable[[], nn.Module] = network) -> Path:
     """Snapshots along a way in weight space; what they tell does not matter here."""
-    module = network()
+    module = make()
     with SnapshotStore.create(folder, "run", {}) as store:
         for epoch in range(count):
             with torch.no_grad():
@@ -95,43 +110,52 @@ def make_harvest(folder: Path, count: int) -> Path:
 
 def probe() -> tuple[Tensor, Tensor]:
     """scikit-learn's digits, enlarged to 28 x 28 pixels."""
+    from sklearn.datasets import load_digits  # here, since benchmarks.gpu runs where there is no scikit-learn
+
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     return F.interpolate(images, size=SIDE, mode="bilinear"), torch.from_numpy(digits.target).long()
 
 
-def select(harvest: Path, device: torch.device | str = "cpu") -> Selection:
+DIGITS = Subject(network, probe)
+
+
+def select(harvest: Path, device: torch.device | str = "cpu", subject: Subject = DIGITS) -> Selection:
     """Rank all snapshots anew."""
     (harvest / "scores.json").unlink(missing_ok=True)
-    loader = DataLoader(TensorDataset(*probe()), batch_size=BATCH_SIZE)
+    loader = DataLoader(TensorDataset(*subject.probe()), batch_size=subject.batch_size)
     with contextlib.redirect_stdout(io.StringIO()):
-        return MISelector(batch_size=BATCH_SIZE).select(harvest, network(), loader, device=device, progress=False)
+        return MISelector(batch_size=subject.batch_size).select(
+            harvest, subject.network(), loader, device=device, progress=False
+        )
 
 
-def forward_passes(device: torch.device, count: int) -> None:
+def forward_passes(device: torch.device, count: int, subject: Subject = DIGITS) -> None:
     """What a selection can't do without."""
-    module, inputs = network().to(device).eval(), probe()[0]
+    module, inputs = subject.network().to(device).eval(), subject.probe()[0]
     with torch.no_grad():
         for _ in range(count):
-            for batch in torch.split(inputs, BATCH_SIZE):
+            for batch in torch.split(inputs, subject.batch_size):
                 module(batch.to(device))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def measure_cost(harvest: Path, device: torch.device, repeats: int) -> Row:
+def measure_cost(
+    harvest: Path, device: torch.device, repeats: int, subject: Subject = DIGITS, count: int = SNAPSHOTS
+) -> Row:
     """Both in turn, several times."""
-    select(harvest, device)
+    select(harvest, device, subject)
     ratios = []
     for _ in range(repeats):
         start = time.perf_counter()
-        forward_passes(device, SNAPSHOTS)
+        forward_passes(device, count, subject)
         middle = time.perf_counter()
-        select(harvest, device)
+        select(harvest, device, subject)
         ratios.append((time.perf_counter() - middle) / (middle - start))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    note = f"median of {', '.join(f'{ratio:.3f}' for ratio in ratios)}; {len(probe()[1])} images; {name}"
-    return Row(f"ranking {SNAPSHOTS} snapshots / their forward passes", statistics.median(ratios), COST_TARGET, note)
+    note = f"median of {', '.join(f'{ratio:.3f}' for ratio in ratios)}; {len(subject.probe()[1])} images; {name}"
+    return Row(f"ranking {count} snapshots / their forward passes", statistics.median(ratios), COST_TARGET, note)
 
 
 def measure_ranks(harvest: Path, repeats: int) -> Row:
