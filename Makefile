@@ -1,8 +1,8 @@
-# `make demo`, `make test`, `make bench` and `make tables` set up all that they need in .venv.
+# `make demo`, `make test`, `make bench`, `make tables` and `make gpu` set up all that they need in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench tables format clean
+.PHONY: demo test bench tables gpu format clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m lightning_ckptkd.commands.demo
@@ -21,6 +21,12 @@ bench: .venv/bench.stamp
 TASK ?= digits
 tables: .venv/demo.stamp
 	$(BIN)/python -m benchmarks.tables $(TASK) tables/$(TASK) $(if $(DATA),--data $(DATA))
+
+# make gpu OUT=folder DATA=folder MINUTES=8; docs/gpu.md has what to do where there is no internet
+OUT ?= gpu
+MINUTES ?= 8
+gpu: .venv/demo.stamp
+	$(BIN)/python -m benchmarks.gpu $(OUT) --minutes $(MINUTES) $(if $(DATA),--data $(DATA))
 
 format: .venv/test.stamp
 	$(BIN)/ruff format .
