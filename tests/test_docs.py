@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from inspect import signature
 from pathlib import Path
+
+import pytest
 
 from benchmarks import information_plane, peers, rules, tables
 from benchmarks.reliability import make_table
+from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, StudentProxy, TeacherCache
 from lightning_ckptkd.commands import demo
+from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.tasks.infer import TASKS, make_task
+from lightning_ckptkd.teachers import FeatureMatching, Mixup
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -32,6 +39,18 @@ def test_what_works_with_what() -> None:
         assert task is not None
         metrics = task.metrics(3, 3)
         assert {name for name, word in words.items() if word in row[5]} == set(metrics), row[0]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [CheckpointHarvester, MISelector, MI, StudentProxy, DistillationModule, Mixup, TeacherCache, FeatureMatching],
+)
+def test_each_option_is_in_a_table(kind: type) -> None:
+    text = (REPOSITORY / "README.md").read_text().split("## What each option does\n")[1]
+    table = re.split(rf"^`{kind.__name__}`.*\n", text, maxsplit=1, flags=re.MULTILINE)[1].lstrip().split("\n\n")[0]
+    told = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    options = [name for name, option in signature(kind).parameters.items() if option.kind != option.VAR_KEYWORD]
+    assert not set(options) - told
 
 
 def test_the_experiments_table() -> None:
