@@ -113,7 +113,7 @@ def usual() -> Iterator[tuple[str, Callable[[int], Pair], Callable[[Tensor, Tens
     exponential = torch.distributions.Exponential(1.0)
     yield "Gaussian decoder, exponential", _seen(_shaped(exponential), 0.8, 1), gaussian_gains
     yield "Gaussian decoder, one bit, noise 0.3", _bit, gaussian_gains
-    for classes, error, first in ((2, 0.1, 0.9), (2, 0.02, 0.5), (10, 0.1, 0.1), (10, 0.5, 0.1)):
+    for classes, error, first in ((2, 0.001, 0.9), (2, 0.1, 0.9), (2, 0.02, 0.5), (10, 0.1, 0.1), (10, 0.5, 0.1)):
         name = f"K = {classes}, e = {error}, first class {100 * first:.0f}%"
         yield f"head, {name}", _labels(classes, error, first, logits=True), _by_head
         if classes == 2:

@@ -50,11 +50,16 @@ class _Course:
             float(jackknife_error(self.replicates[:, chosen].mean(1) - self.replicates[:, -1])),
         )
 
-    def equal(self, place: int) -> list[bool]:
-        """Which snapshots are equal to that one within their errors."""
+    def equal(self, place: int, least: float = 0.0) -> list[bool]:
+        """Which snapshots are equal to that one within their errors, or differ by less than so many nats."""
         differences = (self.values - self.values[place]).abs()
         errors = jackknife_error(self.replicates - self.replicates[:, [place]])
-        return [bool(equal) for equal in differences <= self.most * errors]
+        return [bool(equal) for equal in differences <= (self.most * errors).clamp_min(least)]
+
+    def level_since(self, least: float = 0.0) -> int:
+        """The place from which on all snapshots are equal to the last one."""
+        equal = self.equal(len(self.names) - 1, least)
+        return 1 + max((place for place, same in enumerate(equal) if not same), default=-1)
 
 
 def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_out: HeldOut | None, size: int) -> Worth:
@@ -75,7 +80,7 @@ def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_ou
     places = [place for place, score in enumerate(usable) if score.candidate.file in chosen]
     if held_out is None or not places or any(held_out.term not in score.terms for score in usable):
         return _unknown(
-            f"rule {rule.name!r} does not measure what snapshots tell of held-out labels: rule 'mi' or 'loss' does"
+            f"rule {rule.name!r} does not measure what snapshots tell of held-out labels ('mi' and 'loss' do)"
         )
     terms = [score.terms[held_out.term] for score in usable]
     name = _namer([score.candidate for score in usable])
@@ -97,15 +102,14 @@ def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_ou
 def _in_nats(course: _Course, last: str, size: int) -> Worth:
     lacks, error = course.lacks()
     shown = f"{_number(lacks, error)} nats"
-    if lacks > course.most * error:
-        many = f" ({lacks / error:.0f} standard errors)" if error > 0 else ""
-        if lacks < LEAST_NATS:
-            return Worth(lacks, error, False, f"too little to matter: {last} lacks {shown}{many} of the chosen")
+    sure = lacks > course.most * error
+    many = f" ({lacks / error:.0f} standard errors)" if error > 0 else ""
+    if sure and lacks >= LEAST_NATS:
         best = int(course.values.argmax())
-        until = max(place for place, equal in enumerate(course.equal(best)) if equal)
+        until = max(place for place, equal in enumerate(course.equal(best, LEAST_NATS)) if equal)
         fallen = f"over-fitted after {course.names[until]}: " if until < len(course.names) - 1 else ""
         return Worth(lacks, error, True, f"{fallen}{last} lacks {shown}{many} of the chosen")
-    if course.most * error > COARSE_NATS:
+    if not sure and course.most * error > COARSE_NATS:
         enough = 100 * math.ceil(size * (course.most * error / COARSE_NATS) ** 2 / 100)
         return Worth(
             lacks,
@@ -114,16 +118,19 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
             f"it can't be said whether the choice matters: {last} lacks {shown} of the chosen, and on {size} probe "
             f"samples a loss of {COARSE_NATS} nats would not be seen; about {enough} would show it",
         )
-    if -lacks > course.most * error:
+    if -lacks > max(course.most * error, LEAST_NATS):
         return Worth(
             lacks, error, False, f"nothing gained by the choice: {last} has {_number(-lacks, error)} nats more"
         )
-    equal = course.equal(len(course.names) - 1)
-    since = 1 + max((place for place, same in enumerate(equal) if not same), default=-1)
-    if since <= min(course.chosen) and since < len(equal) - 1:
-        words = "all snapshots" if since == 0 else f"all snapshots from {course.names[since]} on"
-        return Worth(lacks, error, False, f"nothing to choose: {words} are equal within their errors")
-    return Worth(lacks, error, False, f"nothing to choose: {last} lacks {shown} of the chosen, which is within errors")
+    for least, within in ((0.0, "their errors"), (LEAST_NATS, f"{LEAST_NATS} nats")):
+        since = course.level_since(least)
+        if since <= min(course.chosen) and since < len(course.names) - 1:
+            words = "all snapshots" if since == 0 else f"all snapshots from {course.names[since]} on"
+            return Worth(lacks, error, False, f"nothing to choose: {words} are equal within {within}")
+    if course.chosen == [len(course.names) - 1]:
+        return Worth(lacks, error, False, f"nothing gained by the choice: {last} is what was chosen")
+    why = f"{many} of the chosen, too little to matter" if sure else " of the chosen, which is within errors"
+    return Worth(lacks, error, False, f"nothing to choose: {last} lacks {shown}{why}")
 
 
 def _in_other_units(course: _Course, rule: Rule, held_out: HeldOut, last: str) -> Worth:
@@ -145,7 +152,7 @@ def _quantile(share: float, degrees: int) -> float:
 
 
 def _number(value: float, error: float) -> str:
-    digits = 3 if error < 0.1 else 2
+    digits = min(6, max(2, 1 - math.floor(math.log10(error)))) if error > 0 else 3
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 

@@ -24,7 +24,7 @@ def test_the_error_of_a_mean() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "head, K = 2, e = 0.1, first class 90%",
+        "head, K = 2, e = 0.001, first class 90%",
         "Gaussian decoder, Student-t of 5 degrees",
         "Gaussian decoder, mixture of two normals, one in 20 of them wide",
     ],

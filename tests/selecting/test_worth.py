@@ -49,7 +49,7 @@ def test_over_fitted() -> None:
     assert worth.lacks_nats and worth.standard_error
     many = round(worth.lacks_nats / worth.standard_error)
     assert worth.sentence == (
-        f"over-fitted after epoch 2: the last snapshot lacks {worth.lacks_nats:.3f} ± {worth.standard_error:.3f} nats "
+        f"over-fitted after epoch 2: the last snapshot lacks {worth.lacks_nats:.4f} ± {worth.standard_error:.4f} nats "
         f"({many} standard errors) of the chosen"
     )
     by_step = judge(course([1.0, 1.5, 1.5, 1.4, 1.3], epochs=[0, 0, 0, 1, 1]), 1, 2)
@@ -64,13 +64,18 @@ def test_nothing_to_choose() -> None:
     assert everywhere.sentence == "nothing to choose: all snapshots are equal within their errors"
     last = judge(course([0.5, 1.0, 1.5]), 2)
     assert (last.lacks_nats, last.standard_error, last.matters) == (0, 0, False)
-    assert "within errors" in last.sentence
+    assert last.sentence == "nothing gained by the choice: the last snapshot is what was chosen"
+    apart = judge(course([1.5, 1.0, 1.5]), 0)
+    assert apart.matters is False and apart.sentence.endswith("nats of the chosen, which is within errors")
 
 
 def test_a_difference_that_is_sure_and_too_small() -> None:
     worth = judge(course([1.0, 1.5, 1.5 - LEAST_NATS / 2], spread=0.01), 1)
     assert worth.matters is False
-    assert worth.sentence.startswith("too little to matter: the last snapshot lacks 0.010 ± 0.000 nats (")
+    assert worth.sentence == f"nothing to choose: all snapshots from epoch 1 on are equal within {LEAST_NATS} nats"
+    apart = judge(course([1.5, 1.0, 1.5 - LEAST_NATS / 2], spread=0.01), 0)
+    assert apart.sentence.startswith("nothing to choose: the last snapshot lacks 0.0")
+    assert apart.sentence.endswith("standard errors) of the chosen, too little to matter")
 
 
 def test_a_choice_that_has_less_than_the_last() -> None:
