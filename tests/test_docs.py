@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from inspect import signature
 from pathlib import Path
+
+import pytest
 
 from benchmarks import information_plane, peers, rules, tables
 from benchmarks.reliability import make_table
+from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, StudentProxy, TeacherCache
 from lightning_ckptkd.commands import demo
+from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.tasks.infer import TASKS, make_task
+from lightning_ckptkd.teachers import FeatureMatching, Mixup
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -56,6 +62,18 @@ def test_links_lead_somewhere() -> None:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in slugs(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [CheckpointHarvester, MISelector, MI, StudentProxy, DistillationModule, Mixup, TeacherCache, FeatureMatching],
+)
+def test_each_option_is_in_a_table(kind: type) -> None:
+    text = (REPOSITORY / "docs" / "reference.md").read_text().split("## What each option does\n")[1]
+    table = re.split(rf"^`{kind.__name__}`.*\n", text, maxsplit=1, flags=re.MULTILINE)[1].lstrip().split("\n\n")[0]
+    told = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    options = [name for name, option in signature(kind).parameters.items() if option.kind != option.VAR_KEYWORD]
+    assert not set(options) - told
 
 
 def test_the_experiments_table() -> None:

@@ -138,6 +138,24 @@ def test_a_lightning_module(tmp_path: Path) -> None:
     assert program.difference == 0
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_a_recurrent_network(tmp_path: Path) -> None:
+    """torch warns of its weights for no reason; they are in the file."""
+    student = Recurrent()
+    program = export_network(save(student, tmp_path), tmp_path / "s.pt2", student, torch.randn(2, 5, 4))
+    assert program.difference == 0
+    loaded = torch.export.load(tmp_path / "s.pt2").state_dict
+    assert all(torch.equal(value, loaded[name]) for name, value in student.state_dict().items())
+
+
 class Changed(nn.Module):
     """A head behind something that is not traced."""
 

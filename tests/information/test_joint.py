@@ -138,3 +138,12 @@ def test_a_gain_within_its_error_is_none() -> None:
         found.append(grow_set(joint, 0, count, (1.0, 0.0), 0))
     assert 0 < found[0][1].gain < found[0][1].gain_error, "a gain there is, by chance"
     assert [step.member for step in found[1]] == [0]
+
+
+def test_a_fold_is_not_in_its_own_covariance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    f = torch.randn(1000, 2, generator=generator).double()
+    folds = torch.arange(1000) % 5
+    noise = torch.randn(1000, 2, generator=generator).double() * torch.where(folds == 0, 10, 0.1)[:, None]
+    joint = JointInformation(f + noise, [reduce_features(f)], None, torch.zeros(1000).long(), folds)
+    assert float(joint.gains(0)[0][folds == 0].mean()) < -500, "100 times the noise that the other folds have"

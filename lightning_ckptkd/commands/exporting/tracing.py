@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightning_ckptkd.tasks.calling import call
 from lightning_ckptkd.tasks.outputs import get_output
 
 _LEAST = 2  # torch.export takes a sample of one for a batch that is always one
+_PYTHON = str(Path(os.__file__).parent)
 _PACKAGE = Path(__file__).parents[2]
 _OWN = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _PACKAGE / "commands", _PACKAGE / "tasks"))
 
@@ -161,7 +163,9 @@ def _quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # torch 2.14 says so of each nn.LSTM and nn.GRU; what is traced has their weights all the same
+            warnings.filterwarnings("ignore", message=r"The tensor attributes \S*_flat_weights")
             yield
     finally:
         logging.disable(disabled)
@@ -196,7 +200,12 @@ def _operation(error: BaseException) -> str:
     for line, code in itertools.pairwise(lines):  # torch's own words for it
         if line.startswith("File ") and not line.startswith(tuple(f'File "{root}' for root in _OWN)):
             return f"{code!r} ({line.replace(', in forward', '')})"
-    frame = next((frame for frame in reversed(frames) if not frame.filename.startswith("<")), None)
+    frame = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
     return (
         "an operation of torch" if frame is None else f'{frame.line!r} (File "{frame.filename}", line {frame.lineno})'
     )
+
+
+def _is_users(file: str) -> bool:
+    """Whether a file is neither made up nor of Python itself."""
+    return not file.startswith("<") and (not file.startswith(_PYTHON) or "site-packages" in file)
