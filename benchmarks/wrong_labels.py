@@ -29,7 +29,7 @@ from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.zoo.images import ImageDataModule
 
 RESULTS = Path(__file__).parent / "results" / "wrong_labels"
-PROBE_SIZE = 2000
+PROBE_SIZE, BARELY = 2000, 0.5  # points
 CHOICES: dict[str, dict[str, Any]] = {
     "half": {"rule": "half"},
     "accuracy": {"rule": Accuracy(), "num_teachers": 1},
@@ -71,7 +71,8 @@ def main() -> None:
         keep(options.task, students.results, chosen)
     if "table" in options.only:
         found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-        print(table({name: found[name] for name in TASKS if name in found}))
+        documents = {name: found[name] for name in TASKS if name in found}
+        print(table(documents), foretold(documents), sep="\n\n")
 
 
 def select_all(task: Task, students: Students, data: ImageDataModule, out: Path) -> dict[str, Any]:
@@ -181,6 +182,37 @@ def table(documents: dict[str, dict[str, Any]]) -> str:
         for row, own in rows.items()
     ]
     return format_table(["taught by", *documents, "mean gain", "mean regret"], cells)
+
+
+def foretold(documents: dict[str, dict[str, Any]], row: str = "top 3, score") -> str:
+    """How often the sentence of a selection was right: students of the chosen snapshots against the full teacher's.
+
+    Args:
+        documents: By task.
+        row: Whose worth and students.
+    """
+    counts: dict[str, list[list[float]]] = {"it matters": [], "it does not": [], "it can't be said": []}
+    for name, document in documents.items():
+        worth = document["chosen"][row]["worth"]
+        said = {True: "it matters", False: "it does not", None: "it can't be said"}[worth["matters"]]
+        choice = arms(TASKS[name], document["chosen"])[row]
+        counts[said].append(gains(document, choice, str(TASKS[name].epochs[0] - 1)))
+    cells = []
+    for said, tasks in counts.items():
+        pairs = [gain for task in tasks for gain in task]
+        more, less = (sum(sign * gain > BARELY for gain in pairs) for sign in (1, -1))
+        mean = f"{statistics.mean(map(statistics.mean, tasks)):+.1f}" if tasks else ""
+        cells.append([said, *map(str, (len(tasks), len(pairs), more, len(pairs) - more - less, less)), mean])
+    header = [
+        "the selection says",
+        "runs",
+        "pairs of students",
+        f"more than {BARELY} better",
+        "within",
+        "worse",
+        "mean gain",
+    ]
+    return format_table(header, cells)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lightning_ckptkd.information.uncertainty import jackknife_error
 NORMALISATIONS = ("max", "minmax", "entropy")
 ENSEMBLES = ("top", "greedy", "spaced")
 TIES = ("later", "earlier", "score")
-DEFAULT_TIES = "later"  # of every rule
+DEFAULT_TIES = "score"  # of every rule
 
 
 @dataclass(frozen=True)

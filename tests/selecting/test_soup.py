@@ -28,6 +28,7 @@ from lightning_ckptkd import (
 )
 from lightning_ckptkd.selecting.rules import Loss, RowRule
 from lightning_ckptkd.snapshots import Selection
+from lightning_ckptkd.snapshots.seal import sealed
 from lightning_ckptkd.teachers import choose_teachers
 from tests.projects import DigitsData, Project, digits, make_trainer
 
@@ -239,13 +240,13 @@ def test_what_selection_json_says_of_it_is_not_trusted(harvested: Path, change: 
     document["soup"].update(change)
     if isinstance(change.get("file"), str):
         document["chosen"] = [change["file"]]
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(sealed(document)))
     with pytest.raises(SnapshotError, match=words):
         Selection.read(SnapshotStore.open(harvested))
 
 
 class Sharpness(RowRule):
-    held_out = None
+    soup_term = None
 
     def values(self, logits: Tensor, targets: Tensor) -> Tensor:
         return logits.softmax(1).amax(1)
