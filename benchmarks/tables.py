@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,6 @@ REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "tables"
 PICTURES = REPOSITORY / "docs" / "images"
 PROBE_SIZE, SEEDS, SIZES = 2000, (0, 1, 2, 3, 4), (2, 3, 4)
-README_ROWS = (
-    "student alone, %",
-    "full teacher, %",
-    "student alone",
-    "half-way",
-    "MI",
-    "top 3",
-    "greedy 3",
-    "spaced 4",
-    "last 4",
-    "best single one (oracle)",
-    "full ensemble of 2",
-    "full ensemble of 4",
-)
 STEPS = ("teachers", "selections", "students", "table")
 
 
@@ -211,12 +197,11 @@ def read_results(*, wrong_labels: bool = False) -> dict[str, dict[str, Any]]:
     }
 
 
-def summary(documents: dict[str, dict[str, Any]], names: Sequence[str] | None = None) -> str:
+def summary(documents: dict[str, dict[str, Any]]) -> str:
     """All tasks side by side, as Markdown: a student alone and the full teacher's, and what others gain on the latter.
 
     Args:
         documents: By task.
-        names: Of the rows to show; None shows all.
     """
     rows: dict[str, dict[str, str]] = {}
     gains: dict[str, list[list[float]]] = {}
@@ -228,8 +213,7 @@ def summary(documents: dict[str, dict[str, Any]], names: Sequence[str] | None = 
             gains.setdefault(name, []).append(differences(results, choice, last))
             rows.setdefault(name, {})[task] = difference(results, choice, last) or "the same"
     cells = []
-    for name in names or rows:
-        by_task = rows[name]
+    for name, by_task in rows.items():
         own = gains.get(name, [])
         pooled = "{:+.2f} ± {:.2f}".format(*mean_of_groups(own)) if len(own) == len(documents) else ""
         cells.append([name, *(by_task.get(task, "") for task in documents), pooled])

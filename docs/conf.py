@@ -7,6 +7,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
+from sphinx.addnodes import pending_xref
+
 project = "lightning_ckptkd"
 author = "the authors of lightning_ckptkd"
 release = version_of("lightning-ckptkd")
@@ -35,12 +37,16 @@ if os.environ.get("DOCS_ONLINE"):
     }
 
 
-def folder_of_the_repository(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """The words of a link to a folder that is there, which the site has no page for; others stay a warning."""
-    target = Path(app.srcdir, node.get("refdoc", ""), "..", node.get("reftarget", ""))
-    return content if node.get("reftype") == "myst" and target.resolve().is_dir() else None
+def unlink_folders(app: Any, doctree: Any) -> None:
+    """Leave the words of links to folders that are there, which the site has no page for; others stay a warning."""
+    page = Path(app.srcdir, app.env.docname).parent
+    for node in list(doctree.findall(pending_xref)):
+        # a page's own links begin at the page; those of CHANGELOG.md, which a page includes, at the repository
+        folders = (base / node["reftarget"] for base in (page, page.parent))
+        if node["reftype"] == "myst" and any(folder.is_dir() for folder in folders):
+            node.replace_self(node.children)
 
 
 def setup(app: Any) -> None:
     """Sphinx's hook."""
-    app.connect("missing-reference", folder_of_the_repository)
+    app.connect("doctree-read", unlink_folders)

@@ -1,7 +1,8 @@
 """The main job on scikit-learn's digits: ``python -m lightning_ckptkd.commands.demo``, which is ``make demo``.
 
-For each seed it runs what a user would type: ``ckptkd fit`` with harvest and selection, then ``ckptkd distill`` from
-the chosen snapshots and from the last one alone, and the same student without a teacher.
+Twice: with right labels, and with 40% of the training and validation labels wrong. For each seed it runs what a user
+would type: ``ckptkd fit`` with harvest and selection, then ``ckptkd distill`` from the chosen snapshots and from the
+last one alone, and the same student without a teacher. Test labels are right, and nothing is chosen by them.
 """
 
 from __future__ import annotations
@@ -14,45 +15,51 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from lightning.pytorch.cli import LightningCLI
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lightning_ckptkd.commands.cli import known_warnings_ignored
 from lightning_ckptkd.commands.cli import main as ckptkd
 from lightning_ckptkd.harvester import FOLDER_NAME
-from lightning_ckptkd.selecting.picture import PICTURE_NAME
+from lightning_ckptkd.selecting.picture import PICTURE_NAME, as_sentence
 from lightning_ckptkd.selecting.report import format_table
-from lightning_ckptkd.snapshots import MANIFEST_NAME, SELECTION_NAME, SnapshotStore
-from lightning_ckptkd.teachers import choose_teachers
+from lightning_ckptkd.snapshots import MANIFEST_NAME, SELECTION_NAME, Selection, SnapshotStore
+from lightning_ckptkd.snapshots.weights import load_into
 
 _SEEDS = (0, 1, 2)
 _QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+_CASES = {"labels right": 0.0, "40% of labels wrong": 0.4}  # the share of training and validation labels
 _ROWS = {  # run: its row in the table
     "teacher": "the teacher itself, last epoch",
     "alone": "student, no teacher",
     "last": "student of the last snapshot",
     "selected": "student of the chosen snapshots",
 }
+_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#666666"  # for colour-blind readers too
 
 
 @dataclass(frozen=True)
-class Run:
-    """One trained network.
+class Trial:
+    """One seed of a case.
 
     Attributes:
-        accuracy: Share of held-out test images classified correctly.
-        teacher_epochs: Epochs that a teacher had to be trained for.
-        seconds: Wall-clock time of the training, with harvest and selection where they are part of it.
+        accuracies: Of each row of the table, the share of test images classified correctly.
+        snapshots: The same of each snapshot of the teacher, in the order of training; for the picture alone.
+        chosen: Epochs of the snapshots that taught, from 0.
+        worth: What the selection says that its choice is worth.
     """
 
-    accuracy: float
-    teacher_epochs: int
-    seconds: float
+    accuracies: dict[str, float]
+    snapshots: list[float]
+    chosen: list[int]
+    worth: str
 
 
 def main() -> None:
@@ -67,61 +74,78 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     out = _new_folder(options.out)
     started = time.perf_counter()
-    runs: dict[str, list[Run]] = {name: [] for name in _ROWS}
-    with tqdm(total=len(_ROWS) * len(_SEEDS), desc="Demo", unit="run") as bar:
-        for seed in _SEEDS:
-            for name, run in _run_seed(options.configs, out / f"seed_{seed}", seed):
-                runs[name].append(run)
-                bar.update()
-    table = format_runs(runs)
-    (out / "students.md").write_text(table + "\n")
-    numbers = {name: [asdict(run) for run in of_seeds] for name, of_seeds in runs.items()}
+    trials: dict[str, list[Trial]] = {case: [] for case in _CASES}
+    with tqdm(total=len(_CASES) * len(_SEEDS) * len(_ROWS), desc="Demo", unit="run") as bar:
+        for seed, (case, share) in itertools.product(_SEEDS, _CASES.items()):
+            trials[case].append(
+                _run(options.configs, _folder(out, case, seed), out / "log.txt", share, seed, bar.update)
+            )
+    numbers = {case: [asdict(trial) for trial in of_seeds] for case, of_seeds in trials.items()}
     (out / "students.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    _draw_runs(runs, out / "students.png")
-    print(f"\nDigits, mean over {len(_SEEDS)} seeds, {time.perf_counter() - started:.0f} s in all\n\n{table}\n")
-    snapshots = _snapshots(out / "seed_0")
+    text = f"{format_trials(trials)}\n\n{format_worths(trials)}"
+    (out / "students.md").write_text(text + "\n")
+    draw_trials(trials, out / "students.png")
+    seconds = f"{time.perf_counter() - started:.0f} s, {time.process_time():.0f} s of CPU time"
+    print(f"\nDigits, mean (range) of {len(_SEEDS)} seeds, test labels right; {seconds}\n\n{text}\n")
+    snapshots = _snapshots(_folder(out, "40% of labels wrong", _SEEDS[0]))
     for path, what in (
         (out / "students.png", "the picture of this table"),
         (out / "students.md", "the table"),
         (out / "students.json", "the runs that it is made of"),
-        (out / "log.txt", "the tables of the three selections"),
-        (snapshots / PICTURE_NAME, "the information plane of seed 0"),
+        (out / "log.txt", "the tables of the selections, and what was warned of"),
+        (snapshots / PICTURE_NAME, "the information plane of the first seed with wrong labels"),
         (snapshots / SELECTION_NAME, "its scores and choice"),
         (snapshots / MANIFEST_NAME, "its harvest, with the .safetensors files beside it"),
     ):
         print(f"Written: {path}, {what}")
 
 
-def _run_seed(configs: Path, out: Path, seed: int) -> Iterator[tuple[str, Run]]:
+def _run(configs: Path, out: Path, log: Path, share: float, seed: int, done: Callable[[], object]) -> Trial:
     """Train the teacher and the three students of one seed, by the commands that a user would type."""
 
-    def train(name: str, command: str, *words: str) -> tuple[LightningCLI, float]:
+    def train(name: str, command: str, *words: str) -> LightningCLI:
         logger = (f"--trainer.logger.save_dir={out}", "--trainer.logger.name=", f"--trainer.logger.version={name}")
-        started = time.perf_counter()
-        config = str(configs / f"{command}.yaml")
-        with (out.parent / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
-            cli = ckptkd([command, "--config", config, *words, f"--seed_everything={seed}", *logger, *_QUIET])
-        return cli, time.perf_counter() - started
+        common = (f"--data.wrong_labels={share}", f"--seed_everything={seed}", *logger, *_QUIET)
+        with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            cli: LightningCLI = ckptkd([command, "--config", str(configs / f"{command}.yaml"), *words, *common])
+        done()
+        return cli
 
-    fit, seconds = train("teacher", "fit")
-    yield "teacher", Run(_test(fit), fit.trainer.current_epoch, seconds)
-
-    small = ("--model.network.depth=8", "--model.network.width=4", "--trainer.callbacks=null")
-    alone, seconds = train("alone", "fit", *small)
-    yield "alone", Run(_test(alone), 0, seconds)
-
+    teacher = train("teacher", "fit")
+    accuracies = {"teacher": _test(teacher)}
+    store = SnapshotStore.open(_snapshots(out))
+    accuracies["alone"] = _test(train("alone", "fit", "--model.network.hidden=[32]", "--trainer.callbacks=null"))
     for name, choice in (("last", "full"), ("selected", "selected")):
         words = (f"--model.snapshots={_snapshots(out)}", f"--model.choice={choice}")
-        distilled, seconds = train(name, "distill", *words)
-        store = SnapshotStore.open(_snapshots(out))
-        epochs = max(snapshot.epoch for snapshot in choose_teachers(store, choice)) + 1
-        yield name, Run(_test(distilled), epochs, seconds)
+        accuracies[name] = _test(train(name, "distill", *words))
+
+    selection = Selection.read(store)
+    assert selection.worth is not None
+    epochs = {candidate.file: candidate.epoch for candidate in selection.candidates}
+    chosen = sorted(epochs[file] for file in selection.taught_by)
+    return Trial(accuracies, _test_snapshots(teacher, store), chosen, as_sentence(selection.worth))
 
 
 def _test(cli: LightningCLI) -> float:
     with known_warnings_ignored():
         (result,) = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     return result["test_acc"]
+
+
+@torch.no_grad()
+def _test_snapshots(cli: LightningCLI, store: SnapshotStore) -> list[float]:
+    """Accuracy of each snapshot on the test images."""
+    network = cli.model.network.eval()
+    images, labels = map(torch.cat, zip(*cli.datamodule.test_dataloader(), strict=True))
+    accuracies = []
+    for snapshot in store.snapshots:
+        load_into(network, store.load(snapshot), snapshot.file)
+        accuracies.append(float((network(images).argmax(1) == labels).float().mean()))
+    return accuracies
+
+
+def _folder(out: Path, case: str, seed: int) -> Path:
+    return out / f"wrong_{_CASES[case]:g}" / f"seed_{seed}"
 
 
 def _snapshots(out: Path) -> Path:
@@ -138,40 +162,81 @@ def _new_folder(parent: Path) -> Path:
     return folder
 
 
-def format_runs(runs: dict[str, list[Run]]) -> str:
-    """The table of teacher and students, means over seeds, as Markdown.
+def format_trials(trials: Mapping[str, Sequence[Trial]]) -> str:
+    """The table of teacher and students, a column for each case, mean and range over seeds, as Markdown.
 
     Args:
-        runs: Of each row, one a seed.
+        trials: Of each case, one a seed.
     """
-    rows = []
-    for name, row in _ROWS.items():
-        accuracies = [100 * run.accuracy for run in runs[name]]
-        rows.append(
-            [
-                row,
-                f"{statistics.mean(accuracies):.1f}",
-                f"{min(accuracies):.1f} to {max(accuracies):.1f}",
-                f"{statistics.mean(run.teacher_epochs for run in runs[name]):.0f}",
-                f"{statistics.mean(run.seconds for run in runs[name]):.1f}",
-            ]
-        )
-    return format_table(["", "test accuracy %", "range", "teacher epochs needed", "seconds"], rows)
+    rows = [[row, *(_cell(_percents(of_seeds, name)) for of_seeds in trials.values())] for name, row in _ROWS.items()]
+    return format_table(["test accuracy, %", *trials], rows)
 
 
-def _draw_runs(runs: dict[str, list[Run]], path: Path) -> None:
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
-    axes = figure.subplots()
-    for place, name in enumerate(_ROWS):
-        accuracies = [100 * run.accuracy for run in runs[name]]
-        axes.plot(accuracies, [place] * len(accuracies), "o", color="#0072b2", alpha=0.6)
-        axes.plot(statistics.mean(accuracies), place, "|", color="#d55e00", ms=22, mew=3)
-    axes.set_yticks(range(len(_ROWS)), list(_ROWS.values()))
-    axes.invert_yaxis()
-    axes.margins(y=0.15)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set(title="Digits: dots are seeds, bars their mean", xlabel="accuracy on held-out test images, %")
+def format_worths(trials: Mapping[str, Sequence[Trial]]) -> str:
+    """What each selection said that its choice is worth, as a Markdown list.
+
+    Args:
+        trials: Of each case, one a seed.
+    """
+    return "\n".join(f"- {case}, seed {seed}: {trial.worth}" for case, seed, trial in _in_order(trials))
+
+
+def _in_order(trials: Mapping[str, Sequence[Trial]]) -> Iterator[tuple[str, int, Trial]]:
+    for case, of_seeds in trials.items():
+        for seed, trial in enumerate(of_seeds):
+            yield case, seed, trial
+
+
+def _percents(trials: Sequence[Trial], name: str) -> list[float]:
+    return [100 * trial.accuracies[name] for trial in trials]
+
+
+def _cell(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def draw_trials(trials: Mapping[str, Sequence[Trial]], path: Path) -> None:
+    """Draw each case in a column: above the snapshots over training, below the students.
+
+    Args:
+        trials: Of each case, one a seed.
+        path: The picture to write.
+    """
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.subplots(2, len(trials), sharex="row", sharey="row", height_ratios=(3, 2), squeeze=False)
+    for column, (case, of_seeds) in enumerate(trials.items()):
+        above, below = axes[:, column]
+        _draw_snapshots(above, of_seeds)
+        _draw_students(below, of_seeds)
+        above.set_title(f"Digits, {case}")
+    axes[0, 0].set_ylabel("test accuracy, %")
+    axes[0, 0].legend(loc="lower right", fontsize="small")
+    axes[1, 0].invert_yaxis()
     figure.savefig(path, dpi=120)
+
+
+def _draw_snapshots(axes: Axes, trials: Sequence[Trial]) -> None:
+    for number, trial in enumerate(trials):
+        values = [100 * accuracy for accuracy in trial.snapshots]
+        axes.plot(values, color=_BLUE, lw=1, alpha=0.7, label="" if number else "snapshots of a teacher, by seed")
+        marks = [values[epoch] for epoch in trial.chosen]
+        axes.plot(
+            trial.chosen, marks, "o", ms=9, mfc="none", mec=_ORANGE, mew=2, label="" if number else "chosen to teach"
+        )
+        axes.plot(len(values) - 1, values[-1], "s", ms=5, color=_GREY, label="" if number else "the last one")
+    axes.set_xlabel("epoch of the teacher")
+    axes.grid(alpha=0.3)
+
+
+def _draw_students(axes: Axes, trials: Sequence[Trial]) -> None:
+    for place, name in enumerate(_ROWS):
+        values = _percents(trials, name)
+        axes.plot(values, [place] * len(values), "o", color=_ORANGE if name == "selected" else _BLUE, alpha=0.6)
+        axes.plot(statistics.mean(values), place, "|", color="black", ms=20, mew=2)
+    axes.set_yticks(range(len(_ROWS)), list(_ROWS.values()))
+    axes.margins(y=0.2)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("test accuracy, %: dots are seeds, bars their mean")
 
 
 if __name__ == "__main__":

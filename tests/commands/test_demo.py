@@ -23,18 +23,26 @@ def test_the_demo_on_short_runs(
         (configs / path.name).write_text(yaml.safe_dump(document))
     monkeypatch.setattr(sys, "argv", ["demo", "--configs", str(configs), "--out", str(tmp_path / "out")])
     monkeypatch.setattr(demo, "_SEEDS", (0,))
+    monkeypatch.setattr(demo, "_CASES", {"40% of labels wrong": 0.4})
     demo.main()
     printed = capsys.readouterr().out
-    rows = re.findall(
-        r"^\| (the teacher itself|student).* \| +(\d+\.\d) \| .* \| +(\d+) \| +\d+\.\d \|$", printed, re.M
-    )
-    assert [epochs for _, _, epochs in rows] == ["2", "0", "2", "2"]
-    assert all(0 < float(accuracy) <= 100 for _, accuracy, _ in rows)
+    rows = re.findall(r"^\| (?:the teacher itself|student).* \| +(\d+\.\d) \(.*\) \|$", printed, re.M)
+    (worth,) = re.findall(r"^- 40% of labels wrong, seed 0: (.+\.)$", printed, re.M)
     written = [Path(path) for path in re.findall(r"^Written: (.+?), ", printed, re.M)]
     assert len(written) == 7
     assert all(path.is_file() for path in written)
     (numbers,) = (json.loads(path.read_text()) for path in written if path.name == "students.json")
-    assert [f"{100 * found[0]['accuracy']:.1f}" for found in numbers.values()] == [accuracy for _, accuracy, _ in rows]
+    ((trial,),) = numbers.values()
+    assert [f"{100 * accuracy:.1f}" for accuracy in trial["accuracies"].values()] == rows
+    assert list(trial["accuracies"]) == ["teacher", "alone", "last", "selected"]
+    assert len(trial["snapshots"]) == 2
+    assert trial["snapshots"][-1] == pytest.approx(trial["accuracies"]["teacher"])  # the same weights and images
+    assert trial["chosen"] == [0, 1]
+    assert trial["worth"] == worth
+    runs = sorted((tmp_path / "out").glob("run_0/wrong_0.4/seed_0/*/config.yaml"))
+    assert len(runs) == 4
+    for run in runs:
+        assert yaml.safe_load(run.read_text())["data"]["init_args"]["wrong_labels"] == 0.4
     for path in written:
         if path.suffix == ".png":
             with Image.open(path) as picture:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_ckptkd import ArgumentError
-from lightning_ckptkd.zoo import CIFARResNet, WideResNet, small_image_mobilenet_v2
+from lightning_ckptkd.zoo import MLP, CIFARResNet, WideResNet, small_image_mobilenet_v2
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ def test_published_parameter_counts(make: Callable[[], nn.Module], millions: flo
         (CIFARResNet(8, 10, 4, stem_stride=2), (2, 3, 28, 28)),
         (WideResNet(10, 1, 5), (2, 3, 32, 32)),
         (small_image_mobilenet_v2(6), (2, 3, 32, 32)),
+        (MLP(64, [256, 32], 10), (2, 1, 8, 8)),
     ],
 )
 def test_logits(network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -54,3 +55,10 @@ def test_depths_that_do_not_exist() -> None:
         CIFARResNet(33)
     with pytest.raises(ArgumentError, match=r"depth should be 6n \+ 4 .* got 41"):
         WideResNet(41)
+
+
+@pytest.mark.parametrize("hidden", [[], [16, 0]])
+def test_widths_that_are_none(hidden: list[int]) -> None:
+    with pytest.raises(ArgumentError, match=r"hidden should be one width or more, .* such as \[256\], got"):
+        MLP(64, hidden, 10)
+    assert MLP(64, [256], 10)(torch.ones(2, 1, 8, 8)).shape == (2, 10)
