@@ -43,7 +43,8 @@ def training_batches(trainer: Trainer) -> float:
     limit = math.inf if epochs is None or epochs < 0 else batches * epochs
     if trainer.max_steps < 0:
         return limit
-    if trainer.lightning_module.automatic_optimization:
+    module = trainer.lightning_module
+    if module is None or module.automatic_optimization:  # None: a step that is taken outside of a fit
         return min(limit, trainer.max_steps * trainer.accumulate_grad_batches)
     return min(limit, trainer.max_steps / max(len(trainer.optimizers), 1))  # if each steps once a batch
 

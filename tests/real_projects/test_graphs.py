@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ def labels(network: nn.Module, data: Batch) -> tuple[Tensor, Tensor]:
     return found.argmax(1), data.y
 
 
+@pytest.mark.filterwarnings("ignore:I.X;F. is left out")  # of graphs there is none, and the user is told
 def test_graph_classification(tmp_path: Path) -> None:
     """The module takes the graphs, its network and the student take their parts."""
     way = Way(GraphClassifier, GraphData, lambda: GCN(8), accuracy_of(labels))

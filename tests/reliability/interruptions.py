@@ -93,8 +93,8 @@ def train(root: Path, interrupt: Interrupt | None) -> None:
     trainer.fit(Project(), DigitsData(shuffle=False), ckpt_path=checkpoints[-1] if checkpoints else None)
 
 
-def interruption_trials(places: int, seed: int = 0) -> dict[str, Any]:
-    """Each way to end a run x each of its epochs x ``places`` of the three places in an epoch, taken by turns.
+def interruption_trials(places: int, seed: int = 0, every: int = 1) -> dict[str, Any]:
+    """Each way to end a run x each of its epochs, or every few, x ``places`` of an epoch's three places, by turns.
 
     Raises:
         AssertionError: If a committed snapshot is gone, or the resumed harvest differs from an uninterrupted one.
@@ -106,7 +106,7 @@ def interruption_trials(places: int, seed: int = 0) -> dict[str, Any]:
         wanted = _content(whole / "harvest")
         assert [entry.epoch for entry, _ in wanted] == list(range(EPOCHS))
         for number, kind in enumerate(KINDS):
-            for epoch in range(EPOCHS):
+            for epoch in range(0, EPOCHS, every):
                 for place in range(places):
                     root = Path(scratch) / "cut"
                     interrupt = Interrupt(kind, PLACES[(number + epoch + place + seed) % len(PLACES)], epoch)

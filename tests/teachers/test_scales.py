@@ -23,6 +23,7 @@ from lightning_ckptkd import (
 )
 from lightning_ckptkd.information.temperature import fitted_temperature
 from lightning_ckptkd.losses import KDLoss, MSELoss
+from lightning_ckptkd.snapshots.seal import sealed
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.infer import make_task
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
@@ -110,7 +111,7 @@ def test_without_temperatures(harvest: Path) -> None:
     path = harvest / "selection.json"
     document = json.loads(path.read_text())
     document["snapshots"][2]["temperature"] = 0.0625
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(sealed(document)))
     with pytest.raises(TeacherError, match="on which the best one is not to be found"):
         distil(harvest, "fitted")
 

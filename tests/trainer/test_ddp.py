@@ -99,16 +99,16 @@ def test_the_same_projectors_where_one_teacher_runs_at_a_time(roots: tuple[Path,
 
 
 def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path) -> None:
-    """203 samples and 4 snapshots do not divide by 1, 2 and 4 ranks alike."""
+    """203 samples and 4 snapshots do not divide by 3 ranks as by one."""
     documents: dict[str, list[Any]] = {"top": [], "greedy": [], "soup": [], "proxy": []}
-    for ranks in (1, 2, 4):
+    for ranks in (1, 3):
         folder = tmp_path / str(ranks)
         shutil.copytree(harvest, folder)
         select_on(ranks, folder)
         for ensemble, found in documents.items():
             found.append(json.loads((folder / f"{ensemble}.json").read_text()))
     for first, *others in documents.values():
-        assert len(others) == 2
+        assert len(others) == 1
         for other in others:
             assert other["chosen"] == first["chosen"]
             assert other["probe"] == first["probe"]
