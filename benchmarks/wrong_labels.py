@@ -18,6 +18,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from benchmarks.rows import half_width
 from benchmarks.students import ALONE, Students, open_students, task_parser
 from benchmarks.tasks import TASKS, Task
@@ -54,6 +57,12 @@ CHOICES: dict[str, dict[str, Any]] = {
 SOUPS = {"soup": Soup(), "window soup": Soup("window")}
 SCALES = ("fitted", "standardised")
 ALPHAS = (0.3, 0.7)
+DRAWN = (
+    ("no teacher", "#888888", "no teacher"),
+    ("top 3, score", "#d55e00", "of the three that are chosen"),
+    ("soup", "#009e73", "of a soup"),
+)
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "wrong_labels.png"
 
 
 def main() -> None:
@@ -73,6 +82,7 @@ def main() -> None:
         found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
         documents = {name: found[name] for name in TASKS if name in found}
         print(table(documents), foretold(documents), sep="\n\n")
+        draw(documents, PICTURE)
 
 
 def select_all(task: Task, students: Students, data: ImageDataModule, out: Path) -> dict[str, Any]:
@@ -213,6 +223,28 @@ def foretold(documents: dict[str, dict[str, Any]], row: str = "top 3, score") ->
         "mean gain",
     ]
     return format_table(header, cells)
+
+
+def draw(documents: dict[str, dict[str, Any]], path: Path) -> None:
+    """A panel for each task: students over the epoch of their teacher, and what choices reach."""
+    across = 4
+    figure = Figure(figsize=(3.4 * across, 3.1 * -(-len(documents) // across)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(-(-len(documents) // across), across, squeeze=False).flat
+    for (name, document), axes in zip(documents.items(), panels, strict=False):
+        epochs = sorted(int(choice) for choice in document["students"] if choice.isdigit())
+        means = [statistics.mean(accuracies(document, str(epoch)).values()) for epoch in epochs]
+        axes.plot(epochs, means, "o-", color="#0072b2", ms=4, label="of the snapshot of that epoch")
+        found = arms(TASKS[name], document["chosen"])
+        for row, colour, words in DRAWN:
+            own = accuracies(document, found[row])
+            if own:
+                axes.axhline(statistics.mean(own.values()), color=colour, ls="--", label=words)
+        axes.set(title=name, xlabel="teacher's epoch", ylabel="student's test accuracy, %")
+    for axes in panels:
+        axes.set_visible(False)
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

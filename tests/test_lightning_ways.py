@@ -270,6 +270,7 @@ class HookedData(DigitsData):
         return batch[0] * 2 - 1, batch[1]
 
 
+@pytest.mark.filterwarnings("ignore:Units .* of F are almost always the same")  # one of 16, rectified
 @pytest.mark.filterwarnings("ignore:You have overridden.*")
 def test_batch_hooks_of_student_and_teacher(tmp_path: Path) -> None:
     way(tmp_path, Hooked(), DigitsData())

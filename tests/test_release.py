@@ -95,7 +95,11 @@ def test_it_runs_by_itself(dist: Path, tmp_path: Path) -> None:
     )
     version = project()["version"]
     assert done.stdout.split() == [str(where / PACKAGE / "__init__.py"), version, version], done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("ckptkd: error: no.ckpt can't be opened: No such file")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("ckptkd: error: checkpoint no.ckpt can't be opened: No such file")
+    )
 
 
 def test_twine_check(dist: Path) -> None:

@@ -62,7 +62,11 @@ OTHER = (3, "nonsense", object())  # where an object of ours should be
 
 Wrong = Mapping[str, tuple[Any, ...]]
 SCHEDULE: Wrong = {"from_epoch": (*WHOLE, -1, 9), "until_epoch": ("late", 1.5, 0, True)}
-LOGIT_LOSS: Wrong = {"temperature": (*REAL, 0, -1, INF), "combine": NAME}
+LOGIT_LOSS: Wrong = {
+    "temperature": (*REAL, 0, -1, INF),
+    "combine": NAME,
+    "scale": (None, "nonsense", [1], 0, -1, NAN, INF, True),
+}
 HARD: Wrong = {
     "ignore_index": ("none", 1.5, [1]),
     "class_weights": (3, "even", [1.0, -1.0], [NAN], ["a"]),
@@ -87,6 +91,7 @@ CALLS: dict[Callable[..., Any], tuple[dict[str, Any], Wrong]] = {
             "keep_bytes": (*WHOLE, 0),
             "dtype": (*NAME, torch.float16),
             "averaged": FLAG,
+            "as_artifact": FLAG,
             "on_error": (None, *NAME),
         },
     ),
@@ -197,6 +202,7 @@ CALLS: dict[Callable[..., Any], tuple[dict[str, Any], Wrong]] = {
             "label_weight": (None, *REAL, -1, INF),
             "normalisation": (None, *NAME),
             "label_floor": (None, *REAL, -1, 2),
+            "ties": (None, *NAME),
             "likelihood": (None, *NAME),
             "decoder_steps": (None, *WHOLE, 0),
             "input_view": (3, "nonsense"),
@@ -271,7 +277,7 @@ CALLS: dict[Callable[..., Any], tuple[dict[str, Any], Wrong]] = {
     SnapshotStore.open: ({"folder": "harvest"}, {"folder": (None, *PATHS, "nowhere", "nowhere://a/b")}),
     SnapshotStore.create: (
         {"folder": "harvest", "run_id": "run", "source": {}},
-        {"folder": (None, *PATHS), "run_id": (None, 3, ["a"]), "source": (None, 3, "a")},
+        {"folder": (None, *PATHS), "run_id": (None, 3, ["a"]), "source": (None, 3, "a"), "holder": (3, ["a"])},
     ),
 }
 UNNAMED = {  # these are told by the file, or by the option that they are given as

@@ -7,9 +7,10 @@ from typing import Any
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError, near_names
-from lightning_ckptkd.information.ranking import ENSEMBLES, TIES
+from lightning_ckptkd.information.ranking import ENSEMBLES
 from lightning_ckptkd.selecting.rules import AUTO as BY_DATA
 from lightning_ckptkd.selecting.rules import MI, PositionRule, Rule, ScoringRule
+from lightning_ckptkd.selecting.rules.base import check_ties
 from lightning_ckptkd.selecting.soup import NAME as SOUP
 from lightning_ckptkd.selecting.soup import Soup
 from lightning_ckptkd.tasks.base import Task
@@ -60,10 +61,8 @@ class SelectionSettings:
                 f"num_teachers={BY_DATA!r} takes as many of the best as tell something, and ensemble='spaced' keeps a "
                 "distance that depends on their number. Use ensemble='top', or give a number."
             )
-        if self.scoring is not None and self.scoring.ties not in TIES:
-            raise ArgumentError(
-                f"ties={self.scoring.ties!r} is unknown. Near names: {near_names(str(self.scoring.ties), TIES)}."
-            )
+        if self.scoring is not None:
+            check_ties(self.scoring.ties)
         self.rule.options()  # a rule of the user's own may not say them
         make_task(self.task, self.ignore_index)
 

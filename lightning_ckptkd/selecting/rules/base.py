@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_ckptkd.errors import ArgumentError
-from lightning_ckptkd.information.ranking import DEFAULT_TIES
+from lightning_ckptkd.errors import ArgumentError, near_names
+from lightning_ckptkd.information.ranking import DEFAULT_TIES, TIES
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
@@ -169,6 +169,16 @@ class PositionRule(Rule, ABC):
         Returns:
             Indices, the best first, shape (count,).
         """
+
+
+def check_ties(ties: object) -> None:
+    """Refuse what says nothing of equal scores.
+
+    Raises:
+        ArgumentError: If so.
+    """
+    if ties not in TIES:
+        raise ArgumentError(f"ties={ties!r} is unknown. Near names: {near_names(str(ties), TIES)}.")
 
 
 class ScoringRule(Rule, ABC):

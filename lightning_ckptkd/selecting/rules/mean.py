@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_ckptkd.information.ranking import DEFAULT_TIES
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.base import Ranked, Scorer, ScoringRule
+from lightning_ckptkd.selecting.rules.base import Ranked, Scorer, ScoringRule, check_ties
 from lightning_ckptkd.selecting.score import Score, Term, replicates_of
 
 SCORE = "score"  # the name of the only term
@@ -33,6 +33,7 @@ class MeanRule(ScoringRule):
     soup_term: ClassVar[str | None] = SCORE
 
     def __init__(self, ties: str = DEFAULT_TIES) -> None:
+        check_ties(ties)
         self.ties = ties
 
     @abstractmethod

@@ -17,7 +17,7 @@ from lightning_ckptkd.information.ranking import DEFAULT_TIES, NORMALISATIONS, S
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.base import DEFAULT_NUMBER, JointScorer, Needs, ScoringRule, code_of
+from lightning_ckptkd.selecting.rules.base import DEFAULT_NUMBER, JointScorer, Needs, ScoringRule, check_ties, code_of
 from lightning_ckptkd.selecting.rules.input_vectors import InputView, input_vectors
 from lightning_ckptkd.selecting.rules.mi_scorer import LABEL, Estimators, MIScorer
 from lightning_ckptkd.selecting.rules.words import Column, HeldOut, Words
@@ -108,6 +108,7 @@ class MI(ScoringRule):
         self.normalisation, self.label_floor = normalisation, label_floor
         self.likelihood, self.decoder_steps = likelihood, decoder_steps
         self.input_view, self.ties = input_view, ties
+        check_ties(ties)
         self._check_options()
 
     @property

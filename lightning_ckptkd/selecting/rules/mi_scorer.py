@@ -37,6 +37,7 @@ _SAMPLES_PER_COMPONENT = 20
 _NAMED = 10  # units or samples in a message
 _MOST_IN_POOL = 40  # snapshots that a joint choice is made among
 INPUT, LABEL = "input_information", "label_information"
+_FEW_UNITS = 0.02  # of F, of which a line in the log tells; of more a warning
 
 
 @dataclass(frozen=True)
@@ -192,12 +193,15 @@ class MIScorer:
         units, samples = deciding_units(pooled, self._rows.folds), outlying_samples(pooled)
         if bool(units.any()) and "units" not in self._told:
             self._told.add("units")
-            warnings.warn(
+            words = (
                 f"Units {_listed(units)} (from 0) of the {len(units)} of F are almost always the same in a snapshot, "
                 "and so far from that for single probe samples that these would decide I(X;F): what they do there was "
-                "cut off. A larger probe_size shows more of it, MI(layer=...) takes another layer.",
-                stacklevel=2,
+                "cut off. A larger probe_size shows more of it, MI(layer=...) takes another layer."
             )
+            if float(units.double().mean()) > _FEW_UNITS:
+                warnings.warn(words, stacklevel=2)
+            else:
+                rank_zero_info(words)
         if bool(samples.any()) and "samples" not in self._told:
             self._told.add("samples")
             rank_zero_info(
