@@ -22,17 +22,12 @@ from lightning_ckptkd.checks import check_batches, check_device, check_types
 from lightning_ckptkd.errors import ArgumentError, CkptKDError, SelectionError
 from lightning_ckptkd.harvester import CheckpointHarvester
 from lightning_ckptkd.selecting import (
-    Harvested,
-    ScoreFiles,
     SelectionSettings,
     Soup,
     StudentProxy,
     TrainingData,
     Trial,
     make_selection,
-    read_items,
-    report,
-    select_by_position,
     select_by_score,
 )
 from lightning_ckptkd.selecting.batch_hooks import HookedBatches
@@ -40,17 +35,16 @@ from lightning_ckptkd.selecting.batch_norm import batch_norms
 from lightning_ckptkd.selecting.by_hand import SavedConfig, changed_options, command_by_hand, saved_config
 from lightning_ckptkd.selecting.foresight import check_number, check_probe
 from lightning_ckptkd.selecting.logged import log_selection
-from lightning_ckptkd.selecting.picture import draw_selection
+from lightning_ckptkd.selecting.on_disk import choose_by_place, harvested, publish
 from lightning_ckptkd.selecting.probe import Transfer, collect_on_ranks
 from lightning_ckptkd.selecting.rules import (
-    PositionRule,
     Rule,
     ScoringRule,
     make_rule,
     names_of_rules,
     no_such_option,
 )
-from lightning_ckptkd.snapshots import Selection, SnapshotStore, commit_soup
+from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.folders import Folder, open_folder
 from lightning_ckptkd.snapshots.host_copy import is_sharded
@@ -303,50 +297,41 @@ class MISelector(TakesDataOfOneName):
         submodule, whole = store.manifest.source.get("submodule"), model
         if model is not None and isinstance(submodule, str) and submodule in dict(model.named_modules()):
             model = get_submodule(model, submodule, "submodule")
-        harvested = Harvested(
-            read_items(store),
-            ScoreFiles(store),
-            str(store.folder),
-            whole=submodule is None,
-            commit_soup=partial(commit_soup, store.folder),
-        )
         rule, scoring = self.settings.rule, self.settings.scoring
         with isolate_rng():
             seed_all(self.settings.seed)  # random transforms of the probe set draw from it
             if scoring is None:
-                assert isinstance(rule, PositionRule)
-                outcome = select_by_position(harvested, self.settings, rule, progress=progress)
-            else:
+                return choose_by_place(store, self.settings, progress=progress)
 
-                def loaders() -> tuple[Any, Any]:
-                    given = self.probe if probe is None else probe
-                    own = partial(loader_without_run, datamodule, whole)
-                    needs_train = train is None and self._needs_training_data(model)
-                    return (
-                        own(self.probe_split, "probe") if given is None else given,
-                        own("train", "train") if needs_train else train,
-                    )
+            def loaders() -> tuple[Any, Any]:
+                given = self.probe if probe is None else probe
+                own = partial(loader_without_run, datamodule, whole)
+                needs_train = train is None and self._needs_training_data(model)
+                return (
+                    own(self.probe_split, "probe") if given is None else given,
+                    own("train", "train") if needs_train else train,
+                )
 
-                loader, training = on_each_rank(loaders)
-                if model is None or loader is None:
-                    raise ArgumentError(self._what_is_missing(store, model))
-                transfer = HookedBatches(model if whole is None else whole, datamodule)
-                samples = collect_on_ranks(
-                    loader, self.probe_size, self.settings.seed, self._make_reader(model), transfer, progress=progress
-                )
-                outcome = select_by_score(
-                    harvested,
-                    self.settings,
-                    scoring,
-                    model,
-                    samples,
-                    trial=self._make_trial(store, model, training, transfer),
-                    training=self._soup_data(model, training, transfer),
-                    device=device,
-                    progress=progress,
-                )
+            loader, training = on_each_rank(loaders)
+            if model is None or loader is None:
+                raise ArgumentError(self._what_is_missing(store, model))
+            transfer = HookedBatches(model if whole is None else whole, datamodule)
+            samples = collect_on_ranks(
+                loader, self.probe_size, self.settings.seed, self._make_reader(model), transfer, progress=progress
+            )
+            outcome = select_by_score(
+                harvested(store),
+                self.settings,
+                scoring,
+                model,
+                samples,
+                trial=self._make_trial(store, model, training, transfer),
+                training=self._soup_data(model, training, transfer),
+                device=device,
+                progress=progress,
+            )
         selection = make_selection(store.manifest.run_id, self.settings, outcome)
-        on_rank_zero(lambda: _publish(store, selection, rule))
+        on_rank_zero(lambda: publish(store, selection, rule))
         return selection
 
     def _make_reader(self, model: nn.Module) -> BatchReader:
@@ -441,9 +426,3 @@ class MISelector(TakesDataOfOneName):
             "MISelector(snapshots=None) has nothing to select from: add a CheckpointHarvester to the Trainer's "
             "callbacks, or give the folder of a harvest."
         )
-
-
-def _publish(store: SnapshotStore, selection: Selection, rule: Rule) -> None:
-    selection.write(store)
-    draw_selection(selection, rule.words, store)
-    print(report.format_selection(selection, rule.words, store))

@@ -19,8 +19,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from torch import nn
 from typing_extensions import override
 
-from lightning_ckptkd.commands.completion import SHELLS, PrintCompletion
-from lightning_ckptkd.commands.export_command import export, make_export_parser, runs_code
+from lightning_ckptkd.commands.completion import COMPLETION_HELP, SHELLS, PrintCompletion
+from lightning_ckptkd.commands.export_command import export, make_export_parser
 from lightning_ckptkd.commands.fit_config import (
     bases,
     import_data,
@@ -28,16 +28,17 @@ from lightning_ckptkd.commands.fit_config import (
     spell_out_fit_config,
     unnamed_classes,
 )
+from lightning_ckptkd.commands.harvest_command import harvest, make_harvest_parser
 from lightning_ckptkd.commands.rule_words import refuse_moved_options, spell_out_rule
+from lightning_ckptkd.commands.words import DESCRIPTION, ENV_PREFIX, name_bare_words
+from lightning_ckptkd.commands.written_config import SELECT_CONFIG_NAME, save_config
 from lightning_ckptkd.distillation import DistillationModule
-from lightning_ckptkd.errors import ArgumentError, CkptKDError
+from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.selector import MISelector
-from lightning_ckptkd.snapshots import SnapshotStore, harvest_checkpoints
+from lightning_ckptkd.snapshots import SnapshotStore
 from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.trainer.seeding import seed_all
 
-SELECT_CONFIG_NAME = "select.yaml"
-HARVEST_CONFIG_NAME = "harvest.yaml"
 _EXAMPLES = {"model": "Model", "data": "Data"}
 _DISTILL_DEFAULTS = Path(__file__).with_name("distill_defaults.yaml")
 
@@ -98,9 +99,7 @@ class CkptKDCLI(LightningCLI):
     ) -> None:
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         assert isinstance(self.parser, _Parser)
-        self.parser.add_argument(
-            "--print_completion", action=PrintCompletion, choices=SHELLS, help="Print a completion script and exit."
-        )
+        self.parser.add_argument("--print_completion", action=PrintCompletion, choices=SHELLS, help=COMPLETION_HELP)
         for name, (make_parser, _) in _COMMANDS.items():
             parser = make_parser()
             self.parser.commands.add_subcommand(name, parser, help=parser.description)
@@ -142,12 +141,12 @@ def main(args: Sequence[str] | None = None) -> Any:
                 trainer_class=CkptKDTrainer,
                 parser_class=_Parser,
                 parser_kwargs={
-                    "description": "Harvest checkpoints of a training run, select teachers, distil a student.",
+                    "description": DESCRIPTION,
                     "default_env": True,
-                    "env_prefix": "CKPTKD",
+                    "env_prefix": ENV_PREFIX,
                     "distill": {"default_config_files": [str(_DISTILL_DEFAULTS)]},
                 },
-                args=spell_out_rule(spell_out_fit_config(_name_bare_words(words))),
+                args=spell_out_rule(spell_out_fit_config(name_bare_words(words))),
             )
         except _Finished as finished:
             return finished.result
@@ -165,20 +164,6 @@ def known_warnings_ignored() -> Iterator[None]:
         # lightning 2.6.6 asks torch 2.15's pytree in a way that torch calls deprecated
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
         yield
-
-
-def run() -> None:
-    """The console script: an error of ours is one message, not a traceback.
-
-    Classes in the current folder are found, as by ``python -m``; not by commands that make no object of a user's.
-    """
-    words = sys.argv[1:]
-    if words[:1] != ["harvest"] and (words[:1] != ["export"] or runs_code(words)):
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        main()
-    except CkptKDError as error:
-        sys.exit(f"ckptkd: error: {error}")
 
 
 def _make_select_parser() -> ArgumentParser:
@@ -222,13 +207,8 @@ def _select(parser: ArgumentParser, config: Namespace) -> Any:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     selection = selector.select(config.snapshots, made.model, datamodule=made.data, device=device)
-    _save_config(parser, config, SnapshotStore.open(config.snapshots), SELECT_CONFIG_NAME)
+    save_config(parser, config, SnapshotStore.open(config.snapshots), SELECT_CONFIG_NAME)
     return selection
-
-
-def _save_config(parser: ArgumentParser, config: Namespace, store: SnapshotStore, name: str) -> None:
-    text = parser.dump(config.clone(with_meta=False))
-    store.folder.write(name, [text.encode()], store.manifest.tag)
 
 
 def _with_model_and_data(parser: ArgumentParser, config: Namespace) -> Namespace:
@@ -254,39 +234,8 @@ def _refuse_unnamed(path: str, config: Namespace, store: SnapshotStore) -> None:
     )
 
 
-def _make_harvest_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Makes a harvest of a folder of Lightning .ckpt files, without retraining.")
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; each run writes one.")
-    parser.add_argument("--checkpoints", type=str, help="Folder with the .ckpt files; its name alone does as well.")
-    parser.add_argument("--snapshots", type=str, help="Folder to make the harvest in; likewise. Default: beside them.")
-    parser.add_argument("--submodule", type=str, help="Attribute path of the part of the LightningModule to harvest.")
-    parser.add_argument("--files", type=str, nargs="+", help="Names or patterns of the files to take; ! leaves out.")
-    return parser
-
-
-def _harvest(parser: ArgumentParser, config: Namespace) -> Any:
-    if config.checkpoints is None:
-        raise ArgumentError("checkpoints: give the folder with the .ckpt files: `ckptkd harvest DIR`.")
-    snapshots = config.snapshots or str(Path(config.checkpoints).parent / "snapshots")
-    store = harvest_checkpoints(config.checkpoints, snapshots, config.submodule, files=config.files)
-    _save_config(parser, config, store, HARVEST_CONFIG_NAME)
-    print(f"{len(store.snapshots)} snapshots in {store.folder}. Next: `ckptkd select {store.folder}`")
-    return store
-
-
-def _name_bare_words(args: list[str]) -> list[str]:
-    """``select DIR`` as ``select --snapshots DIR``: unlike a positional, an option can come from a file or variable."""
-    named = list(args)
-    for place, option in enumerate(_BARE_WORDS.get(args[0] if args else "", ()), start=1):
-        if len(args) <= place or args[place].startswith("-"):
-            break
-        named[place] = f"--{option}={args[place]}"
-    return named
-
-
-_BARE_WORDS = {"select": ("snapshots",), "harvest": ("checkpoints", "snapshots"), "export": ("checkpoint", "out")}
 _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[ArgumentParser, Namespace], Any]]] = {
     "select": (_make_select_parser, _select),
-    "harvest": (_make_harvest_parser, _harvest),
+    "harvest": (make_harvest_parser, harvest),
     "export": (make_export_parser, export),
 }

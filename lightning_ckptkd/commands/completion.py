@@ -8,11 +8,39 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import shtab
-
 SHELLS = ("bash", "zsh", "tcsh")
+COMPLETION_HELP = "Print a completion script and exit."
+
+
+@dataclass(frozen=True)
+class Described:
+    """A parser as completion sees it.
+
+    Attributes:
+        description: What it does.
+        options: Each by all of its names.
+        commands: Those under it, by name.
+    """
+
+    description: str | None
+    options: Sequence[Sequence[str]]
+    commands: Mapping[str, Described]
+
+    @classmethod
+    def of(cls, parser: argparse.ArgumentParser) -> Described:
+        """What there is of a parser."""
+        options, commands = [], {}
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                commands = {name: cls.of(command) for name, command in action.choices.items()}
+            elif action.help == argparse.SUPPRESS:  # jsonargparse's own completion
+                continue
+            elif action.option_strings and "--help" not in action.option_strings:
+                options.append(list(action.option_strings))
+        return cls(parser.description, options, commands)
 
 
 class PrintCompletion(argparse.Action):
@@ -26,32 +54,31 @@ class PrintCompletion(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Called by argparse."""
-        commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-        print(completion_script(parser, commands.choices, str(values)))
+        print(completion_script(Described.of(parser), str(values)))
         parser.exit()
 
 
-def completion_script(
-    parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser], shell: str
-) -> str:
+def completion_script(described: Described, shell: str) -> str:
     """A script that completes the names of commands and options.
 
     Args:
-        parser: The parser above the commands.
-        commands: Name and parser of each.
+        described: The parser above the commands.
         shell: One of ``SHELLS``.
     """
+    import shtab
+
     plain = argparse.ArgumentParser(prog="ckptkd")
-    _copy_options(parser, plain)
+    _add_options(described, plain)
     added = plain.add_subparsers()
-    for name, command in commands.items():
-        _copy_options(command, added.add_parser(name, help=command.description))
+    for name, command in described.commands.items():
+        _add_options(command, added.add_parser(name, help=command.description))
     script: str = shtab.complete(plain, shell)
     return script
 
 
-def _copy_options(source: argparse.ArgumentParser, target: argparse.ArgumentParser) -> None:
-    for action in source._actions:
-        if action.option_strings and "--help" not in action.option_strings:
-            option = target.add_argument(*action.option_strings)
-            option.complete = shtab.FILE  # type: ignore[attr-defined]
+def _add_options(described: Described, target: argparse.ArgumentParser) -> None:
+    import shtab
+
+    for names in described.options:
+        option = target.add_argument(*names)
+        option.complete = shtab.FILE  # type: ignore[attr-defined]

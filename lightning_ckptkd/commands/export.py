@@ -20,7 +20,7 @@ from lightning_ckptkd.snapshots.weights import plain_names
 from lightning_ckptkd.tasks.batch import Batch
 
 _PREFIX = "student"
-_WEIGHTS = (".safetensors", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".pt", ".pth")
 _REMEDY = "give a .ckpt file of a distillation"
 
 
@@ -45,7 +45,7 @@ def export_student(checkpoint: str | Path, out: str | Path) -> dict[str, Tensor]
             running code, or if ``out`` can't be written.
     """
     check_types(export_student, locals())
-    folder, name = _find_out(out, _WEIGHTS)
+    folder, name = _find_out(out, WEIGHTS)
     weights = _read_student(Path(checkpoint).expanduser())
     if Path(name).suffix == ".safetensors":
         data = safetensors.torch.save(weights, {"format": "pt"})
@@ -121,7 +121,7 @@ def _find_out(out: str | Path, suffixes: tuple[str, ...]) -> tuple[Folder, str]:
     folder = open_folder(str(out)[: -len(name)] or "." if name else str(out))
     suffix = Path(name).suffix
     if suffix not in suffixes:
-        others = {*_WEIGHTS, *FORMATS} - set(suffixes)
+        others = {*WEIGHTS, *FORMATS} - set(suffixes)
         by = "export_network, which takes the student's network," if suffix in FORMATS else "export_student"
         remedy = f" {suffix} is written by {by} or `ckptkd export`." if suffix in others else ""
         raise ArgumentError(f"out={str(out)!r} should end in one of {', '.join(suffixes)}.{remedy}")

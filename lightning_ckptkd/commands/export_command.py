@@ -8,12 +8,10 @@ from typing import Any
 
 # the package says only at run time what it exports
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
-from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lightning_ckptkd.commands.export import export_network, export_student
 from lightning_ckptkd.commands.exporting.card import write_model_card
-from lightning_ckptkd.commands.exporting.from_config import make_student
 from lightning_ckptkd.commands.exporting.network import FORMATS
 from lightning_ckptkd.commands.words import options
 from lightning_ckptkd.errors import ArgumentError
@@ -26,8 +24,12 @@ def runs_code(words: Sequence[str]) -> bool:
     return any(name.split(".")[0] in (*_OF_USERS, "--config", "-c") for name, _ in options(words))
 
 
-def make_export_parser() -> ArgumentParser:
-    """The command's options."""
+def make_export_parser(*, weights_alone: bool = False) -> ArgumentParser:
+    """The command's options.
+
+    Args:
+        weights_alone: Without those that need Lightning, which files of weights do not.
+    """
     parser = ArgumentParser(description="Writes the student of a checkpoint into a file of its own.")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file.")
     parser.add_argument("--checkpoint", type=str, help="A .ckpt file of a distillation; its name alone does as well.")
@@ -36,6 +38,16 @@ def make_export_parser() -> ArgumentParser:
         type=str,
         help="File to write: weights (.safetensors, .pt, .pth), or network and weights (.onnx, .pt2); likewise.",
     )
+    if not weights_alone:
+        _add_what_is_traced(parser)
+    parser.add_argument("--card", type=bool, default=False, help="Write a model card, README.md, beside the file.")
+    parser.add_argument("--snapshots", type=str, help="For the card: the harvest that the teachers are from.")
+    return parser
+
+
+def _add_what_is_traced(parser: ArgumentParser) -> None:
+    from lightning.pytorch import LightningDataModule
+
     parser.add_argument(
         "--fit_config", type=str, help="For .onnx and .pt2: network and data of the config that `ckptkd distill` wrote."
     )
@@ -49,9 +61,6 @@ def make_export_parser() -> ArgumentParser:
         "--shape", type=int, nargs="+", help="Traces on noise instead: the shape of one sample, as in 3 32 32."
     )
     parser.add_argument("--student_logits_key", type=str | int | None, help="Where its logits are, as in distilling.")
-    parser.add_argument("--card", type=bool, default=False, help="Write a model card, README.md, beside the file.")
-    parser.add_argument("--snapshots", type=str, help="For the card: the harvest that the teachers are from.")
-    return parser
 
 
 def export(parser: ArgumentParser, config: Namespace) -> Any:
@@ -62,6 +71,8 @@ def export(parser: ArgumentParser, config: Namespace) -> Any:
         )
     written: Any
     if Path(config.out).suffix in FORMATS:
+        from lightning_ckptkd.commands.exporting.from_config import make_student  # which imports Lightning
+
         FORMATS[Path(config.out).suffix].check_packages()
         traced = make_student(config, parser.instantiate(config))
         written = export_network(config.checkpoint, config.out, traced.student, traced.samples, traced.logits_key)

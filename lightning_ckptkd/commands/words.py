@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
-SELECT_ENVIRONMENT = "CKPTKD_SELECT__"
+DESCRIPTION = "Harvest checkpoints of a training run, select teachers, distil a student."
+ENV_PREFIX = "CKPTKD"
+SELECT_ENVIRONMENT = f"{ENV_PREFIX}_SELECT__"
+_BARE_WORDS = {"select": ("snapshots",), "harvest": ("checkpoints", "snapshots"), "export": ("checkpoint", "out")}
 
 
 def options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -46,3 +49,13 @@ def read(value: str) -> Any:
         return yaml.safe_load(value)
     except yaml.YAMLError:
         return value
+
+
+def name_bare_words(args: list[str]) -> list[str]:
+    """``select DIR`` as ``select --snapshots DIR``: unlike a positional, an option can come from a file or variable."""
+    named = list(args)
+    for place, option in enumerate(_BARE_WORDS.get(args[0] if args else "", ()), start=1):
+        if len(args) <= place or args[place].startswith("-"):
+            break
+        named[place] = f"--{option}={args[place]}"
+    return named

@@ -68,14 +68,10 @@ class Moments:
     def __sub__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, item.name) - getattr(other, item.name) for item in fields(self)))
 
-    def centred(self, mean_x: Tensor, mean_f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean products (xx, xf, ff) of the samples' differences to given means."""
-        x, f = self.x / self.count, self.f / self.count
-        return (
-            self.xx / self.count - torch.outer(x, mean_x) - torch.outer(mean_x, x) + torch.outer(mean_x, mean_x),
-            self.xf / self.count - torch.outer(x, mean_f) - torch.outer(mean_x, f) + torch.outer(mean_x, mean_f),
-            self.ff / self.count - torch.outer(f, mean_f) - torch.outer(mean_f, f) + torch.outer(mean_f, mean_f),
-        )
+    def centred_x(self, mean_x: Tensor) -> Tensor:
+        """Mean product x x^T of the samples' differences to a given mean."""
+        x = self.x / self.count
+        return self.xx / self.count - torch.outer(x, mean_x) - torch.outer(mean_x, x) + torch.outer(mean_x, mean_x)
 
 
 @dataclass(frozen=True)
@@ -106,9 +102,8 @@ class GaussianDecoder:
 
     def mean_gain(self, samples: Moments) -> float:
         """The mean of :meth:`gains` in nats, from moments alone."""
-        xx, xf, ff = samples.centred(self.mean_x, self.mean_f)
-        left = _residual(xx, xf, ff, self.slope)
-        return float(_mean_cost(xx, self.alone, self.floor) - _mean_cost(left, self.given_f, self.floor))
+        left, alone = _residual(samples, self.mean_x, self.mean_f, self.slope), samples.centred_x(self.mean_x)
+        return float(_mean_cost(alone, self.alone, self.floor) - _mean_cost(left, self.given_f, self.floor))
 
 
 def log_density_gains(residual: Tensor, x: Tensor, given_f: Tensor, alone: Tensor, floor: Tensor) -> Tensor:
@@ -139,20 +134,20 @@ def fit_decoders(folds: Sequence[Moments]) -> list[GaussianDecoder]:
     if len(folds) < 3:
         raise ValueError(f"folds: three or more are needed, got {len(folds)}.")
     total = sum(folds[1:], start=folds[0])
-    smallest, dimensions = min(float((total - fold).count) for fold in folds), len(total.x)
+    smallest, dimensions = min(float(total.count - fold.count) for fold in folds), len(total.x)
     if smallest < 2 * dimensions:
         raise ValueError(
             f"folds: all but one need at least twice as many samples as X has dimensions ({dimensions}), got "
             f"{smallest:.0f}."
         )
     usual = _deviation(total)
-    regressions = [_Regression(total - fold, usual) for fold in folds]
+    regressions = [_Regression(total, fold, usual) for fold in folds]
     floor = noise_floor(total)
     best: tuple[float, list[Tensor], list[Tensor]] | None = None
     for ridge in _RIDGES:
         slopes = [regression.slope(ridge) for regression in regressions]
         left = [
-            fold.count * regression.residual(fold, slope)
+            fold.count * regression.residual(slope)
             for regression, fold, slope in zip(regressions, folds, slopes, strict=True)
         ]
         volume = float(torch.linalg.slogdet(add_noise(torch.stack(left).sum(0) / total.count, floor)).logabsdet)
@@ -162,7 +157,7 @@ def fit_decoders(folds: Sequence[Moments]) -> list[GaussianDecoder]:
     assert best is not None
     _, slopes, left = best
     sum_left = torch.stack(left).sum(0)
-    alone = [fold.count * regression.second_moment(fold) for regression, fold in zip(regressions, folds, strict=True)]
+    alone = [fold.count * regression.second_moment() for regression, fold in zip(regressions, folds, strict=True)]
     sum_alone = torch.stack(alone).sum(0)
     return [
         GaussianDecoder(
@@ -230,7 +225,7 @@ def gaussian_ceiling(x: Tensor) -> float:
     """
     moments = Moments.of(x, x[:, :0])
     floor = noise_floor(moments)
-    covariance = moments.centred(moments.x / moments.count, moments.f)[0]
+    covariance = moments.centred_x(moments.x / moments.count)
     return float(torch.linalg.slogdet(add_noise(covariance, floor) / floor).logabsdet / 2)
 
 
@@ -246,31 +241,39 @@ def add_noise(covariance: Tensor, floor: Tensor) -> Tensor:
 
 
 class _Regression:
-    """The ridge regression of x on f, for any ridge, from the moments that it is fitted to."""
+    """The ridge regression of x on f, for any ridge, fitted to all samples but those of one fold.
 
-    def __init__(self, moments: Moments, usual: Tensor) -> None:
-        self.mean_x, self.mean_f = moments.x / moments.count, moments.f / moments.count
-        _, xf, ff = moments.centred(self.mean_x, self.mean_f)
-        deviation = ff.diagonal().clamp_min(0).sqrt()
+    It keeps nothing of size (Df, Df) of its own: the covariance of f is made anew for each ridge, which takes less time
+    than its factor does.
+    """
+
+    def __init__(self, total: Moments, fold: Moments, usual: Tensor) -> None:
+        self._total, self._fold = total, fold
+        self._count = total.count - fold.count
+        self.mean_x, self.mean_f = (total.x - fold.x) / self._count, (total.f - fold.f) / self._count
+        diagonal = total.ff.diagonal() - fold.ff.diagonal()
+        deviation = (diagonal / self._count - self.mean_f.square()).clamp_min(0).sqrt()
         constant = (deviation <= 1e-9 * deviation.max()) | (deviation <= _STILL * usual)
         self._scale = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, deviation))
-        self._correlation = self._scale[:, None] * ff * self._scale
-        self._cross = self._scale[:, None] * xf.T
+        cross = (total.xf - fold.xf) / self._count - torch.outer(self.mean_x, self.mean_f)
+        self._cross = self._scale[:, None] * cross.T
 
     def slope(self, ridge: float) -> Tensor:
         """Shape (Df, Dx); the ridge is on features of unit variance."""
-        identity = torch.eye(len(self._correlation), dtype=self._cross.dtype, device=self._cross.device)
-        factor = torch.linalg.cholesky(self._correlation + ridge * identity)
-        slope: Tensor = self._scale[:, None] * torch.cholesky_solve(self._cross, factor)
+        correlation = self._total.ff - self._fold.ff
+        correlation.div_(self._count).addr_(self.mean_f, self.mean_f, alpha=-1)
+        correlation.mul_(self._scale).mul_(self._scale[:, None])
+        correlation.diagonal().add_(ridge)
+        slope: Tensor = self._scale[:, None] * torch.cholesky_solve(self._cross, torch.linalg.cholesky(correlation))
         return slope
 
-    def residual(self, moments: Moments, slope: Tensor) -> Tensor:
-        """Second moment of x - slope^T f over other samples, both centred by this regression's means."""
-        return _residual(*moments.centred(self.mean_x, self.mean_f), slope)
+    def residual(self, slope: Tensor) -> Tensor:
+        """Second moment of x - slope^T f over the fold, both centred by this regression's means."""
+        return _residual(self._fold, self.mean_x, self.mean_f, slope)
 
-    def second_moment(self, moments: Moments) -> Tensor:
-        """Second moment of x over other samples, centred by this regression's mean."""
-        return moments.centred(self.mean_x, self.mean_f)[0]
+    def second_moment(self) -> Tensor:
+        """Second moment of x over the fold, centred by this regression's mean."""
+        return self._fold.centred_x(self.mean_x)
 
 
 def _deviation(moments: Moments) -> Tensor:
@@ -279,10 +282,15 @@ def _deviation(moments: Moments) -> Tensor:
     return (moments.ff.diagonal() / moments.count - mean.square()).clamp_min(0).sqrt()
 
 
-def _residual(xx: Tensor, xf: Tensor, ff: Tensor, slope: Tensor) -> Tensor:
-    """Second moment of x - slope^T f."""
-    cross = xf @ slope
-    residual = xx - cross - cross.T + slope.T @ ff @ slope
+def _residual(samples: Moments, mean_x: Tensor, mean_f: Tensor, slope: Tensor) -> Tensor:
+    """Second moment of (x - mean_x) - slope^T (f - mean_f)."""
+    x, mean, fitted = samples.x / samples.count, slope.T @ (samples.f / samples.count), slope.T @ mean_f
+    # of f times slope^T: its second moment, and its products with x, both centred
+    second = slope.T @ (samples.ff @ slope) / samples.count
+    second = second - torch.outer(mean, fitted) - torch.outer(fitted, mean) + torch.outer(fitted, fitted)
+    cross = samples.xf @ slope / samples.count
+    cross = cross - torch.outer(x, fitted) - torch.outer(mean_x, mean) + torch.outer(mean_x, fitted)
+    residual = samples.centred_x(mean_x) - cross - cross.T + second
     return (residual + residual.T) / 2
 
 

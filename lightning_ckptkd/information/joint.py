@@ -188,7 +188,10 @@ class JointInformation:
 
     def _mean_logits(self, members: Sequence[int]) -> Tensor:
         assert self._logits is not None
-        return torch.stack([self._logits[member].double() for member in members]).mean(0)
+        total = self._logits[members[0]].double()
+        for member in members[1:]:
+            total = total + self._logits[member]  # one after another: K may be in the tens of thousands
+        return total / len(members)
 
     def _input_gains(self, residual: Tensor) -> Tensor:
         left, alone = self._products(residual, residual), self._products(self._x, self._x)

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_ckptkd.information.robust import fences, within_fence
 
 TEMPERATURES = tuple(2.0 ** (power / 4) for power in range(-8, 17))  # 1/4 to 16
-_AT_ONCE = 2**24  # logits that are in memory in float64 at one time
+_AT_ONCE = 2**16  # logits that are in memory in float64 at one time: as many as fit a processor's cache
 
 
 def label_entropy(labels: Tensor) -> float:
@@ -70,12 +69,35 @@ def tempered_costs(logits: Tensor, labels: Tensor, temperatures: Sequence[float]
         temperatures: Each above 0.
     """
     size = max(1, _AT_ONCE // max(1, logits.shape[1]))
-    pieces = []
-    for some, truth in zip(torch.split(logits, size), torch.split(labels, size), strict=True):
-        wide = some.double()
-        truth = truth.double() if truth.dim() == 2 else truth
-        pieces.append(torch.stack([F.cross_entropy(wide / t, truth, reduction="none") for t in temperatures], 1))
-    return torch.cat(pieces)
+    chains = _halvings(temperatures)
+    costs = logits.new_empty(len(logits), len(temperatures), dtype=torch.float64)
+    for first in range(0, len(logits), size):
+        rows = slice(first, first + size)
+        wide, truth = logits[rows].double(), labels[rows]
+        wide = wide - wide.amax(1, keepdim=True)
+        # shares of the classes sum to 1 but for their rounding, which cross-entropy counts too
+        mass: Tensor | float = truth.double().sum(1) if truth.dim() == 2 else 1.0
+        right = (truth.double() * wide).sum(1) if truth.dim() == 2 else wide.gather(1, truth[:, None])[:, 0]
+        for chain in chains:
+            powers = (wide / temperatures[chain[0]]).exp_()
+            for link, place in enumerate(chain):
+                if link:
+                    powers.square_()
+                costs[rows, place] = mass * powers.sum(1).log_() - right / temperatures[place]
+    return costs
+
+
+def _halvings(temperatures: Sequence[float]) -> list[list[int]]:
+    """Places of temperatures, in chains of which each one is half of that before it: e^(z / T) is squared for it."""
+    left = sorted(range(len(temperatures)), key=lambda place: -temperatures[place])
+    chains: list[list[int]] = []
+    while left:
+        chain = [left.pop(0)]
+        while (half := next((p for p in left if temperatures[p] == temperatures[chain[-1]] / 2), None)) is not None:
+            left.remove(half)
+            chain.append(half)
+        chains.append(chain)
+    return chains
 
 
 def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:

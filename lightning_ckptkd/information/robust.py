@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-_ROWS = 4096  # of logits that are in memory in float64 at one time
+_AT_ONCE = 2**18  # numbers of rows that are in memory in float64 at one time
 _OUTSIDE = 0.005  # share of the samples that is left out at each end
 _LEAST_OUTSIDE = 5  # samples, likewise
 _BEYOND = 0.5  # of the range of the middle samples
@@ -97,7 +97,8 @@ def within_fence(rows: Tensor) -> Tensor:
     Returns:
         Shape (R, K); the very same rows where none is outside.
     """
-    spread = torch.cat([some.double().std(1, correction=0) for some in torch.split(rows, _ROWS)])[:, None]
+    size = max(1, _AT_ONCE // max(1, rows.shape[1]))
+    spread = torch.cat([some.double().std(1, correction=0) for some in torch.split(rows, size)])[:, None]
     fence = fences(spread)[1]
     outside = spread > fence
     if not bool(outside.any()):

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 COLDEST, HOTTEST = 2.0**-4, 2.0**6  # where no temperature is the best (all labels foretold, or worse than chance)
-_AT_ONCE = 2**24  # logits that are in memory in float64 at one time
+_AT_ONCE = 2**16  # logits that are in memory in float64 at one time: as many as fit a processor's cache
+_FEW, _SHARE = 4096, 16  # logits from which on the search begins on a part of the rows, and one in how many
 _STEPS, _PRECISION = 60, 1e-6
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T between 1/16 and 64 with the lowest mean cross-entropy of softmax(logits / T).
 
-    The cross-entropy is convex in 1 / T; its root is found by Newton's steps in a bracket.
+    The cross-entropy is convex in 1 / T; its root is found by Newton's steps in a bracket. Of many rows they begin at
+    the root of a part of them, so that two or three steps are left.
 
     Args:
         logits: Shape (R, K).
@@ -24,8 +26,13 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     Returns:
         T; an end of the range where the cross-entropy still falls there, 1 where it does not depend on T.
     """
+    few = len(logits) > _SHARE and logits.numel() > _SHARE * _FEW
+    return _newton(logits, labels, 1 / _newton(logits[::_SHARE], labels[::_SHARE], 1.0) if few else 1.0)
+
+
+def _newton(logits: Tensor, labels: Tensor, inverse: float) -> float:
+    """T, sought from a given 1 / T on."""
     low, high = 1 / HOTTEST, 1 / COLDEST
-    inverse = 1.0
     for _ in range(_STEPS):
         slope, curvature = _derivatives(logits, labels, inverse)
         if slope == 0 and curvature == 0:

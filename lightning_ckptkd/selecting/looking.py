@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
+from lightning_ckptkd.rank_zero import rank_zero_warn
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.layers import Layers, Seen, find_layers, placed, watch
 from lightning_ckptkd.selecting.probe import Probe

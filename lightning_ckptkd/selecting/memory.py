@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.rank_zero import rank_zero_info
 from lightning_ckptkd.selecting.probe import MIN_PROBE_SIZE, Probe
 from lightning_ckptkd.selecting.rules import ScoringRule
 from lightning_ckptkd.tasks.batch import tensors_in

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.rank_zero import rank_zero_warn
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rules import ScoringRule
 from lightning_ckptkd.selecting.score import Score, Term

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ckptkd.information.uncertainty import jackknife_error
+from lightning_ckptkd.rank_zero import rank_zero_warn
 from lightning_ckptkd.selecting.batch_norm import batch_norms, estimate_statistics
 from lightning_ckptkd.selecting.items import Item
 from lightning_ckptkd.selecting.probe import digest

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from lightning_ckptkd.snapshots.dtensor import is_dtensor
 
 _TENSORS, _ELEMENTS = 64, 64  # that a sample looks at: of each tensor the first elements
 
@@ -82,7 +83,7 @@ def _head(value: Tensor) -> Tensor:
     if torch.nn.parameter.is_lazy(value):
         return torch.empty(0, dtype=torch.uint8)
     value = value.detach()
-    local = value.to_local() if isinstance(value, DTensor) else value
+    local = value.to_local() if is_dtensor(value) else value
     if local.is_meta or local.layout != torch.strided or local.numel() == 0:
         return torch.empty(0, dtype=torch.uint8)
     room = local.untyped_storage().nbytes() // local.itemsize - local.storage_offset()

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import numpy
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.snapshots.dtensor import is_dtensor
 from lightning_ckptkd.snapshots.folders import Part
 from lightning_ckptkd.snapshots.layout import Layout
 
@@ -23,7 +23,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def is_sharded(weights: Mapping[str, Tensor]) -> bool:
     """Whether no rank has all of the weights."""
-    return any(isinstance(value, DTensor) for value in weights.values())
+    return any(is_dtensor(value) for value in weights.values())
 
 
 class HostCopy:
@@ -147,7 +147,7 @@ def _on_cpu(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _full(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_dtensor(value) else value
 
 
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import safetensors
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.snapshots.dtensor import is_dtensor
 from lightning_ckptkd.snapshots.fields import is_text, shown
 
 # In the order in which the safetensors library writes types: the widest first.
@@ -113,7 +113,7 @@ def find_ties(weights: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     ties: dict[str, str] = {}
     for name, value in weights.items():
-        local = value.to_local() if isinstance(value, DTensor) else value
+        local = value.to_local() if is_dtensor(value) else value
         if local.numel() == 0:
             continue
         place = (local.device, local.data_ptr(), local.dtype, tuple(local.shape), local.stride(), tuple(value.shape))

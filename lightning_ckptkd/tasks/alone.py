@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_ckptkd.tasks.transfer import NoTrainer
-from lightning_ckptkd.trainer.namespaces import is_kind
 
 _LOGS = ("log", "log_dict")
 
@@ -72,6 +70,10 @@ _ASKS = "asks in forward for"
 
 
 def _modules(network: nn.Module) -> list[Any]:
+    from lightning.pytorch import LightningModule
+
+    from lightning_ckptkd.trainer.namespaces import is_kind
+
     return [part for part in network.modules() if is_kind(part, LightningModule)]
 
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.label import head_gains, label_entropy, label_surprises
 from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.losses.hard import as_weights, cross_entropy
-from lightning_ckptkd.tasks.metrics import RowAccuracy
 from lightning_ckptkd.tasks.rows import Labelled, Rows
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Task(ABC):
@@ -238,6 +239,8 @@ class Task(ABC):
             num_classes: K, of rows.
             num_units: What :meth:`num_units` gives; metrics that need it are left out without.
         """
+        from lightning_ckptkd.tasks.metrics import RowAccuracy  # with torchmetrics, which is slow to import
+
         return {"acc": RowAccuracy(self.ignore_index)}
 
     def agreement(self, teachers: Tensor) -> Tensor | None:

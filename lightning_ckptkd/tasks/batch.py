@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
@@ -109,6 +108,8 @@ def move(part: Any, device: torch.device) -> Any:
     Objects whose ``to`` moves the object itself (PyG's, transformers') are copied first, so that what a loader or the
     caller keeps stays where it is.
     """
+    from lightning.fabric.utilities.apply_func import move_data_to_device
+
     if isinstance(part, Tensor):
         return move_data_to_device(part, device)
     return tree_map(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.rank_zero import rank_zero_warn
 from lightning_ckptkd.tasks.batch import Batch, describe, tensors_in
 from lightning_ckptkd.tasks.reading import INPUT_NAMES
 

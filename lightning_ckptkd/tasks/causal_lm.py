@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.dense import Tokens
-from lightning_ckptkd.tasks.metrics import RowPerplexity
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class CausalLM(Tokens):
@@ -51,5 +52,7 @@ class CausalLM(Tokens):
     @override
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``acc`` of the next token, and ``perplexity``, the exponential of its mean cross-entropy."""
+        from lightning_ckptkd.tasks.metrics import RowPerplexity  # with torchmetrics, which is slow to import
+
         perplexity = RowPerplexity(ignore_index=self.ignore_index)
         return {**super().metrics(num_classes, num_units), "perplexity": perplexity}

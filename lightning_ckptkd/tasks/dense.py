@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
@@ -18,8 +17,10 @@ from lightning_ckptkd.losses.hard import cross_entropy
 from lightning_ckptkd.losses.kd import CANCELS_ABOVE, kd_loss_of_planes
 from lightning_ckptkd.losses.scale import NONE as UNSCALED
 from lightning_ckptkd.tasks.base import Task
-from lightning_ckptkd.tasks.metrics import RowJaccard
 from lightning_ckptkd.tasks.rows import PlaneRows, Rows, rows_of_samples
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Placewise(Task):
@@ -120,6 +121,8 @@ class Dense(Placewise):
     @override
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``acc`` of all pixels, and ``miou``: the mean over classes, those that neither has left out."""
+        from lightning_ckptkd.tasks.metrics import RowJaccard  # with torchmetrics, which is slow to import
+
         return {**super().metrics(num_classes, num_units), "miou": RowJaccard(num_classes, self.ignore_index)}
 
 

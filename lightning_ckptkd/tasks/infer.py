@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError, near_names
+from lightning_ckptkd.rank_zero import rank_zero_info
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import tensors_in
 from lightning_ckptkd.tasks.binary import Binary

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -80,6 +79,8 @@ def sample_indices(loader: DataLoader[Any]) -> Tensor:
     Raises:
         ArgumentError: If the sampler gives something else than indices.
     """
+    from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+
     dataset: Any = loader.dataset
     size, sampler = len(dataset), loader.sampler
     if isinstance(sampler, DistributedSamplerWrapper):  # Lightning's, around a sampler of the user's

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.binary import YesOrNo
-from lightning_ckptkd.tasks.metrics import RowF1
 from lightning_ckptkd.tasks.rows import rows_of_samples
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Multilabel(YesOrNo):
@@ -70,5 +71,7 @@ class Multilabel(YesOrNo):
     @override
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``acc``: the share of labels that are right; with ``num_units`` also ``f1``, the mean over labels."""
+        from lightning_ckptkd.tasks.metrics import RowF1  # with torchmetrics, which is slow to import
+
         found = super().metrics(num_classes, num_units)
         return found if num_units is None else {**found, "f1": RowF1(num_units, self.ignore_index)}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
@@ -16,8 +15,10 @@ from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, LogitLoss, MSELos
 from lightning_ckptkd.losses.arguments import in_one_precision
 from lightning_ckptkd.losses.scale import NONE as UNSCALED
 from lightning_ckptkd.tasks.base import Task
-from lightning_ckptkd.tasks.metrics import RowR2, RowRMSE
 from lightning_ckptkd.tasks.rows import without_ones
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Regression(Task):
@@ -98,6 +99,8 @@ class Regression(Task):
     @override
     def metrics(self, num_classes: int, num_units: int | None = None) -> dict[str, Metric]:
         """``rmse`` over samples and numbers, and ``r2``, the mean over the D numbers (NaN of less than two samples)."""
+        from lightning_ckptkd.tasks.metrics import RowR2, RowRMSE  # with torchmetrics, which is slow to import
+
         return {"rmse": RowRMSE(), "r2": RowR2(num_classes)}
 
     @override

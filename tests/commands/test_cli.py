@@ -13,7 +13,8 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_ckptkd import ArgumentError, SnapshotStore
-from lightning_ckptkd.commands.cli import main, run
+from lightning_ckptkd.commands.cli import main
+from lightning_ckptkd.commands.run import run
 from lightning_ckptkd.losses import DKDLoss
 from lightning_ckptkd.snapshots import Selection
 from tests.projects import DigitsData, Project, make_trainer

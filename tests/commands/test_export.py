@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_ckptkd import ArgumentError, DistillationModule, SnapshotError, export_student
-from lightning_ckptkd.commands.cli import main, run
+from lightning_ckptkd.commands.cli import main
+from lightning_ckptkd.commands.run import run
 from tests.projects import DigitsData, Project, digits, make_trainer
 
 REPOSITORY = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_ckptkd import ArgumentError, SnapshotError, export_network, export_student
 from lightning_ckptkd.commands.cli import main
-from lightning_ckptkd.commands.cli import run as run_command
 from lightning_ckptkd.commands.exporting import onnx_file
+from lightning_ckptkd.commands.run import run as run_command
 from tests.projects import Project, digits, write_distill_config
 
 FORMATS = [".onnx", ".pt2"]

@@ -14,7 +14,8 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_ckptkd import ArgumentError, SnapshotStore
-from lightning_ckptkd.commands.cli import known_warnings_ignored, main, run
+from lightning_ckptkd.commands.cli import known_warnings_ignored, main
+from lightning_ckptkd.commands.run import run
 from lightning_ckptkd.selecting.by_hand import SavedConfig, command_by_hand
 from lightning_ckptkd.snapshots import Selection
 

@@ -7,7 +7,14 @@ import torch
 from sklearn.feature_selection import mutual_info_regression
 
 from lightning_ckptkd.information.folds import assign_folds
-from lightning_ckptkd.information.gaussian import Moments, gaussian_ceiling, gaussian_gains, gaussian_information
+from lightning_ckptkd.information.gaussian import (
+    _RIDGES,
+    Moments,
+    fit_decoders,
+    gaussian_ceiling,
+    gaussian_gains,
+    gaussian_information,
+)
 from lightning_ckptkd.information.inputs import pool_inputs, principal_components, within_classes
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 
@@ -208,3 +215,21 @@ def test_a_fold_is_not_in_its_own_covariance() -> None:
     noise = torch.randn(1000, 2, generator=generator, dtype=torch.float64)
     gains = gaussian_gains(f + noise * torch.where(folds == 0, 10, 0.1)[:, None], f, folds)
     assert float(gains[folds == 0].mean()) < -500, "100 times the noise that the other folds have"
+
+
+def test_a_fold_scored_by_sums_is_scored_as_by_its_samples() -> None:
+    """The residual of a decoder, from moments and from the samples, features far from zero."""
+    x, f = torch.randn(600, 4).double(), 50 + torch.randn(600, 30).double()
+    x = x + f[:, :4]
+    folds = [Moments.of(x[fold::5], f[fold::5]) for fold in range(5)]
+    for fold, decoder in enumerate(fit_decoders(folds)):
+        assert decoder.mean_gain(folds[fold]) == pytest.approx(float(decoder.gains(x[fold::5], f[fold::5]).mean()))
+        others = torch.arange(600) % 5 != fold
+        z = (f[others] - f[others].mean(0)) / f[others].std(0, correction=0)
+        target = x[others] - x[others].mean(0)
+        solved = [
+            torch.linalg.solve(z.T @ z / len(z) + ridge * torch.eye(30), z.T @ target / len(z))
+            / f[others].std(0, correction=0)[:, None]
+            for ridge in _RIDGES
+        ]
+        assert min(float((decoder.slope - slope).abs().max()) for slope in solved) < 1e-7

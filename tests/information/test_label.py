@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lightning_ckptkd.information.by_sample import gains_by_sample
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.label import (
+    TEMPERATURES,
     accuracy,
     gaussian_head_gains,
     head_gains,
@@ -54,6 +55,18 @@ def test_the_head_on_a_symmetric_channel_whatever_its_confidence(temperature: fl
     labels, seen = symmetric_channel(10_000, 10, 0.1)
     posterior = torch.full((10_000, 10), 0.1 / 9).scatter_(1, seen[:, None], 0.9)
     assert by_head(temperature * posterior.log(), labels) == pytest.approx(truth_of(10, 0.1), rel=0.02)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_costs_of_all_temperatures_are_those_of_each(shares: bool) -> None:
+    """They are found by squaring one after another, also where most of e^(z / T) is below the smallest number."""
+    logits = torch.randn(40, 3000) * torch.logspace(-2, 2, 40)[:, None]
+    labels = torch.randint(3000, (40,))
+    truth = torch.rand(40, 3000).softmax(1) if shares else labels
+    temperatures = (*TEMPERATURES, 3.0, 1.5)
+    wide, target = logits.double(), truth.double() if shares else truth
+    expected = torch.stack([F.cross_entropy(wide / t, target, reduction="none") for t in temperatures], 1)
+    torch.testing.assert_close(tempered_costs(logits, truth, temperatures), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_useless_features_tell_nothing() -> None:

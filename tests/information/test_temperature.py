@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from lightning_ckptkd.information import temperature
 from lightning_ckptkd.information.temperature import COLDEST, HOTTEST, fitted_temperature
 
 
@@ -46,3 +47,12 @@ def test_where_no_temperature_is_the_best() -> None:
     assert fitted_temperature(logits, right) == pytest.approx(COLDEST, rel=1e-3)
     assert fitted_temperature(logits, logits.argmin(1)) == pytest.approx(HOTTEST, rel=1e-3)
     assert fitted_temperature(torch.zeros_like(logits), labels) == 1
+
+
+def test_many_rows_have_the_temperature_that_is_sought_from_one() -> None:
+    """The search begins at what a part of the rows has, even where that part has another one than all."""
+    logits, labels = drawn(2.0, count=20_000)
+    logits[:: temperature._SHARE] *= 8
+    assert fitted_temperature(logits, labels) == pytest.approx(temperature._newton(logits, labels, 1.0), rel=1e-6)
+    right = logits.argmax(1)
+    assert fitted_temperature(logits, right) == pytest.approx(COLDEST, rel=1e-3)

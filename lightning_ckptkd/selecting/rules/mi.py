@@ -6,7 +6,6 @@ import math
 from typing import ClassVar
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_ckptkd.checks import check_types
@@ -15,6 +14,7 @@ from lightning_ckptkd.information.inputs import component_bytes
 from lightning_ckptkd.information.likelihoods import LIKELIHOODS
 from lightning_ckptkd.information.ranking import DEFAULT_TIES, NORMALISATIONS, ScoreRule
 from lightning_ckptkd.losses.arguments import check_temperature
+from lightning_ckptkd.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import DEFAULT_NUMBER, JointScorer, Needs, ScoringRule, check_ties, code_of

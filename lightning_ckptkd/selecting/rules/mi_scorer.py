@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_ckptkd.information.contrastive import contrastive_ceiling, contrastive_gains
@@ -25,6 +24,7 @@ from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.ranking import ScoreRule
 from lightning_ckptkd.information.robust import deciding_units, outlying_samples, pull_in, winsorise, within_fence
 from lightning_ckptkd.information.uncertainty import jackknife_error
+from lightning_ckptkd.rank_zero import rank_zero_info
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules.base import Ranked

@@ -11,9 +11,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.rank_zero import rank_zero_warn
 
 LOCK_NAME = ".lock"
 _held_here: set[str] = set()  # POSIX locks do not keep two writers of one process apart

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_ckptkd.errors import SnapshotError
+from lightning_ckptkd.rank_zero import rank_zero_warn
 from lightning_ckptkd.snapshots.folders.base import Folder, Part
 from lightning_ckptkd.snapshots.folders.objects import Objects
 from lightning_ckptkd.snapshots.folders.remote_lock import LOCK_NAME, RemoteLock
