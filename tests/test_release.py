@@ -28,9 +28,9 @@ RUN = """
 import sys
 from importlib.metadata import entry_points, version
 import lightning_ckptkd
-from lightning_ckptkd.commands import cli
+from lightning_ckptkd.commands import run
 (script,) = entry_points(group="console_scripts", name="ckptkd")
-assert script.load() is cli.run
+assert script.load() is run.run
 print(lightning_ckptkd.__file__, version("lightning-ckptkd"), lightning_ckptkd.__version__)
 sys.argv = ["ckptkd", "export", "no.ckpt", "s.pt"]
 script.load()()
@@ -69,7 +69,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_files_are_in(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     files = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / PACKAGE).rglob("*")}
-    wanted = {file for file in files if file.endswith((".py", ".yaml", "py.typed"))}
+    wanted = {file for file in files if file.endswith((".py", ".yaml", ".json", "py.typed"))}
     with zipfile.ZipFile(wheel) as archive:
         listed = archive.namelist()
     assert {name for name in listed if name.startswith(f"{PACKAGE}/")} == wanted

@@ -155,7 +155,7 @@ def _inject(callbacks: list[Callback], phase: str, fault: Fault) -> None:
         "storing": (Store, "commit", commit),
         "ending": (Recorder, "forget_after", fault),
         "scoring": (SnapshotScorer, "score", fault),
-        "publishing": (selector, "_publish", fault),
+        "publishing": (selector, "publish", fault),
     }[phase]
     assert hasattr(owner, name), f"{owner.__name__} has no {name} any more: the fault would not be met"
     setattr(owner, name, planted)

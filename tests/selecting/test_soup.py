@@ -74,7 +74,7 @@ def write(folder: Path, snapshots: Sequence[Weights]) -> Path:
 def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture takes most of the time of such a small selection; one test draws them."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("lightning_ckptkd.selector.draw_selection", lambda *_: None)
+        monkeypatch.setattr("lightning_ckptkd.selecting.on_disk.draw_selection", lambda *_: None)
 
 
 @pytest.fixture
