@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import information_plane, peers, rules, tables
+from benchmarks import information_plane, peers, rules, tables, wrong_labels
 from benchmarks.reliability import make_table
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, StudentProxy, TeacherCache
 from lightning_ckptkd.commands import demo
@@ -123,6 +123,19 @@ def test_the_papers_tables() -> None:
         assert tables.table(results) in text and tables.course(results) in text
     assert tables.summary(tables.read_results()) in text
     assert tables.summary(tables.read_results(wrong_labels=True)) in text
+
+
+def test_the_study_of_wrong_labels() -> None:
+    text = (REPOSITORY / "docs" / "results.md").read_text()
+    found = {path.stem: json.loads(path.read_text()) for path in (RESULTS / "wrong_labels").glob("*.json")}
+    documents = {name: found[name] for name in wrong_labels.TASKS if name in found}
+    assert set(found) == set(documents) != set()
+    assert wrong_labels.table(documents) in text and wrong_labels.foretold(documents) in text
+
+
+def test_the_commands_start() -> None:
+    results = json.loads((RESULTS / "start.json").read_text())
+    assert results["table"] in (REPOSITORY / "docs" / "benchmarks.md").read_text()
 
 
 def test_what_teachers_cost_a_student() -> None:
