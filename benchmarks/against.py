@@ -2,8 +2,9 @@
 
 Two processes, one with each build, do the same work in turn: a distillation epoch and its steps with one live teacher
 and with cached logits, and the ranking of 30 snapshots. Counted is the processor's time of one thread, which other
-processes on the machine disturb less than the clock; a ratio is the median over rounds. ``import`` is the time of
-``from lightning_ckptkd import *`` over that of what it is built on, in processes of its own.
+processes on the machine disturb less than the clock; a ratio is the median over rounds. glibc keeps the memory that it
+has (``KEPT``): else one process may hand pages back after each step where the other does not. ``import`` is the time
+of ``import lightning_ckptkd`` over that of what it is built on, in processes of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 RESULTS = Path(__file__).parent / "results" / "against.json"
 SNAPSHOTS, BATCHES, BATCH_SIZE, PROBE = 30, 24, 64, 500
 PARTS = ["live", "cached", "ranking", "import"]
@@ -80,7 +82,7 @@ def measure(own: Path, other: Path, rounds: int, parts: list[str]) -> dict[str, 
 
 def start(root: Path, scratch: Path, parts: list[str]) -> subprocess.Popen[str]:
     """A process that works with the build under ``root`` whenever it is asked."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **KEPT}
     command = [sys.executable, __file__, str(scratch), "--worker", "--only", *parts]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
