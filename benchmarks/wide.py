@@ -3,7 +3,7 @@
 For one snapshot with the default estimators, from its logits (N, K) and features (N, D): both terms and the fitted
 temperature. Processor seconds of one thread, each point in a process of its own, and the memory at its peak beyond the
 data, over the data (logits and features in float32, 64 components of X in float64). ``--before DIR`` measures another
-checkout beside it. Slopes are those of log seconds between the last two points of a curve.
+checkout beside it, over D and K. Slopes are those of log seconds between the last two points of a curve.
 """
 
 from __future__ import annotations
@@ -70,9 +70,12 @@ estimate(*data(300, 64, 20))
 given = data(*map(int, sys.argv[1:4]))
 size = sum(part.numel() * part.element_size() for part in given)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+clock = time.perf_counter()
 parts, found = estimate(*given)
+clock = time.perf_counter() - clock
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-print(json.dumps({"parts": parts, "seconds": sum(parts.values()), "memory": peak / size, "found": found}))
+seconds = sum(parts.values())
+print(json.dumps({"parts": parts, "seconds": seconds, "clock": clock, "memory": peak / size, "found": found}))
 """
 
 
@@ -85,8 +88,8 @@ def main() -> None:
     points = sorted({point for curve in CURVES.values() for point in curve} | {CORNER, LONG})
     found = {"now": {str(point): measure(here, point) for point in points}}
     if before is not None:
-        found["before"] = {str(point): measure(before, point) for point in points}
-    rows = list(make_rows(found))
+        found["before"] = {str(point): measure(before, point) for point in (CORNER, *CURVES["K"], *CURVES["D"])}
+    rows = [on_two_cores(measure(here, CORNER, threads=2)), *make_rows(found)]
     document = {
         "table": make_table(rows),
         "rows": [asdict(row) for row in rows],
@@ -97,14 +100,19 @@ def main() -> None:
     print(document["table"])
 
 
-def measure(checkout: Path, point: tuple[int, int, int]) -> dict[str, Any]:
-    """One point (N, D, K) with the package of a checkout."""
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, point)], env=shared, check=True, capture_output=True
-    )
+def measure(checkout: Path, point: tuple[int, int, int], threads: int = 1) -> dict[str, Any]:
+    """One point (N, D, K) with the package of a checkout, which is the child's current folder."""
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, point)]
+    shared = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, cwd=checkout, env=shared, check=True, capture_output=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def on_two_cores(found: dict[str, Any]) -> Row:
+    """By the clock, which other load on the machine makes slower."""
+    note = f"{found['seconds']:.2f} processor seconds; load of the machine {os.getloadavg()[0]:.1f}"
+    return Row(f"seconds a snapshot by the clock, two threads, {CORNER}", found["clock"], SECONDS_TARGET, note)
 
 
 def make_rows(found: dict[str, dict[str, Any]]) -> list[Row]:
@@ -114,11 +122,15 @@ def make_rows(found: dict[str, dict[str, Any]]) -> list[Row]:
 
     def beside(point: tuple[int, int, int]) -> str:
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in now[str(point)]["parts"].items())
-        return parts if before is None else f"{parts}; before: {before[str(point)]['seconds']:.1f}"
+        return (
+            parts
+            if before is None or str(point) not in before
+            else f"{parts}; before: {before[str(point)]['seconds']:.1f}"
+        )
 
     passes = forward_seconds() * CORNER[0]
     rows = [
-        Row(f"seconds a snapshot, N, D, K = {CORNER}", corner["seconds"], SECONDS_TARGET, beside(CORNER)),
+        Row(f"processor seconds a snapshot, N, D, K = {CORNER}", corner["seconds"], None, beside(CORNER)),
         Row(f"memory beyond the data / data, {CORNER}", corner["memory"], MEMORY_TARGET, _memory(before, CORNER)),
         Row(
             f"estimators / forward passes of ResNet-50, {CORNER}",
@@ -126,13 +138,13 @@ def make_rows(found: dict[str, dict[str, Any]]) -> list[Row]:
             SHARE_TARGET,
             f"{passes:.0f} s for {CORNER[0]} images of {SIDE} pixels, reckoned from {IMAGES}",
         ),
-        Row(f"seconds a snapshot, {LONG}", now[str(LONG)]["seconds"], None, beside(LONG)),
+        Row(f"processor seconds a snapshot, {LONG}", now[str(LONG)]["seconds"], None, beside(LONG)),
     ]
     for axis, curve in CURVES.items():
         place = "NDK".index(axis)
         (x1, y1), (x2, y2) = ((point[place], now[str(point)]["seconds"]) for point in curve[-2:])
         note = ", ".join(f"{point[place]}: {now[str(point)]['seconds']:.2f}" for point in curve)
-        if before is not None:
+        if before is not None and all(str(point) in before for point in curve):
             note += "; before: " + ", ".join(f"{before[str(point)]['seconds']:.2f}" for point in curve)
         rows.append(Row(f"slope over {axis}", math.log(y2 / y1) / math.log(x2 / x1), None, f"seconds {note}"))
     return rows

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.information.blocks import blocks, one_thread
 from lightning_ckptkd.information.robust import fences, within_fence
 
 TEMPERATURES = tuple(2.0 ** (power / 4) for power in range(-8, 17))  # 1/4 to 16
-_AT_ONCE = 2**16  # logits that are in memory in float64 at one time: as many as fit a processor's cache
 
 
 def label_entropy(labels: Tensor) -> float:
@@ -59,6 +59,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
+@one_thread()
 def tempered_costs(logits: Tensor, labels: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:
     """-log softmax(logits / T)[label] of each sample and temperature in nats, shape (N, T), float64.
 
@@ -68,11 +69,9 @@ def tempered_costs(logits: Tensor, labels: Tensor, temperatures: Sequence[float]
             classes are weighted.
         temperatures: Each above 0.
     """
-    size = max(1, _AT_ONCE // max(1, logits.shape[1]))
     chains = _halvings(temperatures)
     costs = logits.new_empty(len(logits), len(temperatures), dtype=torch.float64)
-    for first in range(0, len(logits), size):
-        rows = slice(first, first + size)
+    for rows in blocks(logits):
         wide, truth = logits[rows].double(), labels[rows]
         wide = wide - wide.amax(1, keepdim=True)
         # shares of the classes sum to 1 but for their rounding, which cross-entropy counts too

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from lightning_ckptkd.information.blocks import blocks, one_thread
+
 COLDEST, HOTTEST = 2.0**-4, 2.0**6  # where no temperature is the best (all labels foretold, or worse than chance)
-_AT_ONCE = 2**16  # logits that are in memory in float64 at one time: as many as fit a processor's cache
 _FEW, _SHARE = 4096, 16  # logits from which on the search begins on a part of the rows, and one in how many
 _STEPS, _PRECISION = 60, 1e-6
 
 
+@one_thread()
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T between 1/16 and 64 with the lowest mean cross-entropy of softmax(logits / T).
 
@@ -48,9 +49,9 @@ def _newton(logits: Tensor, labels: Tensor, inverse: float) -> float:
 
 def _derivatives(logits: Tensor, labels: Tensor, inverse: float) -> tuple[float, float]:
     """The first two derivatives of the mean cross-entropy by 1 / T."""
-    size = max(1, _AT_ONCE // max(1, logits.shape[1]))
     slope = curvature = 0.0
-    for some, truth in zip(torch.split(logits, size), torch.split(labels, size), strict=True):
+    for rows in blocks(logits):
+        some, truth = logits[rows], labels[rows]
         wide = some.double()
         right = (
             (truth.double() * wide).sum(1) if truth.dim() == 2 else wide.gather(1, truth.unsqueeze(1).long()).squeeze(1)

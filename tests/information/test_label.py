@@ -127,7 +127,7 @@ def test_shares_are_labels_that_are_not_sure() -> None:
 def test_many_classes_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = torch.randn(50, 7), torch.randint(7, (50,))
     whole = tempered_costs(logits, labels)
-    monkeypatch.setattr("lightning_ckptkd.information.label._AT_ONCE", 7 * 8)
+    monkeypatch.setattr("lightning_ckptkd.information.blocks.AT_ONCE", 7 * 8)
     assert torch.equal(tempered_costs(logits, labels), whole)
 
 

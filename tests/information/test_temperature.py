@@ -56,3 +56,16 @@ def test_many_rows_have_the_temperature_that_is_sought_from_one() -> None:
     assert fitted_temperature(logits, labels) == pytest.approx(temperature._newton(logits, labels, 1.0), rel=1e-6)
     right = logits.argmax(1)
     assert fitted_temperature(logits, right) == pytest.approx(COLDEST, rel=1e-3)
+
+
+def test_the_number_of_threads_is_as_before() -> None:
+    logits, labels = drawn(1.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fitted_temperature(logits, labels)
+        with pytest.raises(RuntimeError):
+            fitted_temperature(logits, labels + 100)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
