@@ -241,8 +241,9 @@ class Patience:
 
 
 def test_an_interrupted_teacher_and_its_students_are_the_uninterrupted_ones(
-    tmp_path: Path, train: DeviceImages
+    tmp_path: Path, train: DeviceImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("benchmarks.gpu.student_stack.WAYS", ("loop",))  # which is faster is timed anew in each run
     sizes: dict[str, Any] = {"epoch_images": 32, "batch_size": 16, "seed": 0}
     weights, students = [], []
     for name, looks in (("at once", [99]), ("in two", [1, 99])):
@@ -272,7 +273,7 @@ def test_an_interrupted_teacher_and_its_students_are_the_uninterrupted_ones(
         for key, value in once.items():
             torch.testing.assert_close(twice[key], value)
     for key, value in students[0].items():
-        torch.testing.assert_close(students[1][key], value, rtol=1e-2, atol=1e-2)  # vmap and loop are timed anew
+        torch.testing.assert_close(students[1][key], value)
 
 
 def test_values_come_back_by_choice() -> None:
