@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.against import KEPT
 from benchmarks.rows import Row, make_table
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, SnapshotStore, TeacherCache
 
@@ -38,7 +39,6 @@ SIDE, CLASSES, BATCH_SIZE, IGNORED = 64, 21, 8, 255
 STEPS, TEMPERATURE, ALPHA = 8, 5.0, 0.5
 STEP_TARGET, SIZE_TARGET = 1.10, 1.05
 AS_IT_IS, KEEPING = "glibc as it is", "memory kept"
-KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 
 
 def network(width: int) -> nn.Module:

@@ -63,12 +63,11 @@ class MISelector(TakesDataOfOneName):
 
     For each snapshot, F being a layer's features: I(X;F), what they tell of the input, and I(Y;F), what they tell
     of the label. Both are normalised over the snapshots and added; the largest sums are chosen (Wang et al.,
-    NeurIPS 2022); or another rule of :mod:`lightning_ckptkd.selecting.rules` scores them. Of scores that are within
-    one standard error of each other, the later snapshot's counts as the better one, unless the rule's ``ties`` says
-    otherwise. Into the harvest's folder go
-    ``selection.json`` and ``selection.png`` (and ``scores.json``, so that no snapshot is scored twice), to the
-    terminal a table, to the loggers the numbers of each snapshot at its global step and, of TensorBoard, W&B and
-    MLflow, the table and the picture.
+    NeurIPS 2022); or another rule of :mod:`lightning_ckptkd.selecting.rules` scores them. Scores
+    within one standard error of each other are equal for all that the probe set can say; the rule's ``ties`` says which
+    comes first, by default the higher. Into the harvest's folder go ``selection.json`` and ``selection.png`` (and
+    ``scores.json``, so that no snapshot is scored twice), to the terminal a table, to the loggers the numbers of each
+    snapshot at its global step and, of TensorBoard, W&B and MLflow, the table and the picture.
 
     Batches come as the Trainer's validation would have them, through the batch hooks of DataModule and module.
 

@@ -50,7 +50,7 @@ def run(lease: Lease) -> bool:
         start = time.perf_counter()
         try:
             word = check(bench)
-        except Exception:
+        except Exception:  # of whatever kind: its traceback is kept, and the next check runs
             failures.append(f"{name}\n{traceback.format_exc()}")
             word = "FAILED"
         lease.note(f"{name}: {word or 'right'} ({time.perf_counter() - start:.1f} s)")

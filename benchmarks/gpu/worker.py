@@ -52,7 +52,7 @@ def run_stage(stage: str, options: argparse.Namespace, about: dict[str, Any]) ->
     try:
         module = importlib.import_module(f"benchmarks.gpu.{stage}")
         finished: bool = module.run(lease)
-    except Exception:
+    except Exception:  # of whatever kind: its traceback is kept, and the next stage runs
         results.update(state=FAILED, traceback=traceback.format_exc(), seconds=round(time.monotonic() - start, 1))
         return options.device == "cpu"
     results.update(state=FINISHED if finished else OUT_OF_TIME, seconds=round(time.monotonic() - start, 1))

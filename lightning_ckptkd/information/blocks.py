@@ -1,7 +1,7 @@
 """Work on blocks that fit a processor's cache, by one thread: each of torch's operations on them is too short to share.
 
 Threads that wait for each other after each of thousands of short operations take many times as long where another
-process has one of the cores: 6 s instead of 0.8 for 2,000 rows of 21,841 logits.
+process has one of the cores.
 """
 
 from __future__ import annotations
