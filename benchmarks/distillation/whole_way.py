@@ -152,7 +152,7 @@ def ours(
     images: Images,
     student: nn.Module,
     scratch: Path,
-    ensemble: str = "mean",
+    ensemble: str = "top",
     cached: bool = False,
 ) -> None:
     """MISelector, then DistillationModule."""

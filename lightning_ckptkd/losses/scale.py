@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.losses.arguments import at_least_float32
 
-NONE, FITTED, STANDARDISED = "none", "fitted", "standardised"
-SCALES = (NONE, FITTED, STANDARDISED)
+NONE, FITTED, STANDARDISED, AUTO = "none", "fitted", "standardised", "auto"
+SCALES = (NONE, FITTED, STANDARDISED, AUTO)
 _ROUNDING = 16  # machine epsilons within which a row counts as constant
 
 
@@ -74,7 +74,7 @@ def scaled(teacher_logits: Tensor, scale: float | str, scales: Tensor | None) ->
     Args:
         teacher_logits: Shape (M, N, K).
         scale: As a loss has it.
-        scales: Of each teacher, shape (M,), for ``fitted``.
+        scales: Of each teacher, shape (M,), for ``fitted``, and for ``auto`` where a soup teaches.
 
     Raises:
         ArgumentError: If ``fitted`` has no scales, or something else has.
@@ -85,7 +85,7 @@ def scaled(teacher_logits: Tensor, scale: float | str, scales: Tensor | None) ->
             f"{None if scales is None else tuple(scales.shape)}. DistillationModule takes them from selection.json; "
             "elsewhere give scale= a number."
         )
-    if scale != FITTED and scales is not None:
+    if scale not in (FITTED, AUTO) and scales is not None:
         raise ArgumentError(f"scales= go with scale='fitted', got scale={scale!r}. Leave one out.")
     if scales is not None:
         logits = at_least_float32(teacher_logits)
