@@ -104,8 +104,8 @@ class MISelector(TakesDataOfOneName):
         on_error: What a selection that goes wrong when fitting ends does: ``warn`` says why and how to select by hand,
             ``raise`` ends the run. The harvest stays in any case.
         race: Whether snapshots that can't be among the best, by their errors, leave after a part of the probe samples,
-            so that only the others are run on all of them. None: where rule, ensemble and probe set allow it; True:
-            say so where they don't. False: all are scored on all samples.
+            so that only the others are run on all of them. True: where rule, ensemble and probe set allow it, and one
+            line where they don't; None: likewise, without the line. False: all are scored on all samples.
         **moved: None; options that are the rule's are refused with what to write instead.
 
     Raises:
@@ -133,7 +133,7 @@ class MISelector(TakesDataOfOneName):
         unpack_batch: Callable[[Any], tuple[Any, Any]] | None = None,
         ignore_index: int = -100,
         on_error: str = "warn",
-        race: bool | None = None,
+        race: bool | None = False,
         **moved: Any,
     ) -> None:
         if moved:

@@ -44,14 +44,16 @@ class Features:
 
     def taken(self, places: Tensor) -> Features:
         """Those of some samples, each of which is a row."""
-        return Features(*(None if one is None else one[places] for one in self.tensors()), finite=self.finite)
+        pooled, spatial, logits, hits = (None if one is None else one[places] for one in self.tensors())
+        return Features(pooled, spatial, logits, hits, self.finite)
 
 
 def joined(first: Features, second: Features) -> Features:
     """The features of more samples, each of which is a row."""
     pairs = zip(first.tensors(), second.tensors(), strict=True)
-    tensors = (None if one is None or other is None else torch.cat([one, other]) for one, other in pairs)
-    return Features(*tensors, finite=first.finite and second.finite)
+    both = (None if one is None or other is None else torch.cat([one, other]) for one, other in pairs)
+    pooled, spatial, logits, hits = both
+    return Features(pooled, spatial, logits, hits, first.finite and second.finite)
 
 
 def extract_features(

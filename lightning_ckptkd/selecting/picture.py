@@ -140,8 +140,9 @@ def _draw_left(axes: Axes, points: Sequence[Candidate], name: str, colour: str, 
     """Open circles for what is known on a part of the samples alone."""
     left = [candidate for candidate in points if candidate.scored_on is not None]
     if left:
-        style = {"mfc": "white", "mec": colour, "ms": 5, "zorder": 3, "label": "left the race" if labelled else ""}
-        axes.plot(_values(left, "epoch"), _values(left, name), "o", **style)
+        label = "left the race" if labelled else ""
+        xs, ys = _values(left, "epoch"), _values(left, name)
+        axes.plot(xs, ys, "o", mfc="white", mec=colour, ms=5, zorder=3, label=label)
 
 
 def _with(candidates: Sequence[Candidate], name: str) -> list[Candidate]:

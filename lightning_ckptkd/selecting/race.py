@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ class Race:
         ties = self._rule.ties != "score"
         for part in self._parts:
             size = len(part.rows)
-            found = self._on_ranks(items, running, lambda item, part=part: self._score_part(item, part), size, progress)
+            found = self._on_ranks(items, running, partial(self._score_part, part), size, progress)
             done |= {place: score for place, score in found.items() if score.candidate.excluded is not None}
             running = [place for place in running if place not in done]
             parts[size] = {items[place].snapshot.file: found[place] for place in running}
@@ -212,7 +213,7 @@ class Race:
         probe = Probe((replace(batch, inputs=batch.inputs[places], targets=batch.targets[places]),))
         return ProbeRows.of(probe, rows.task, rows.num_classes, self._settings.batch_size, rows.seed)
 
-    def _score_part(self, item: Item, part: RacePart) -> Score:
+    def _score_part(self, part: RacePart, item: Item) -> Score:
         size = len(part.rows)
         score = self._memo.read(part.key, item.snapshot)
         if score is not None and score.candidate.scored_on == size:

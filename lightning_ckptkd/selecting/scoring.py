@@ -176,7 +176,9 @@ class ScoredSnapshots:
             return None  # the full table is there
         found: Race | str = "a student_proxy tries snapshots in the order of all scores"
         if not proxy:
-            found = Race.of(self._scorer, settings, self._rule, self._module, self._device, memo, self._key)
+            found = on_each_rank(
+                lambda: Race.of(self._scorer, settings, self._rule, self._module, self._device, memo, self._key)
+            )
         if isinstance(found, Race):
             return found
         if settings.race:

@@ -29,7 +29,7 @@ class SelectionSettings:
     ignore_index: int = -100
     batch_size: int = 256
     seed: int = 0
-    race: bool | None = None
+    race: bool | None = False
 
     def __post_init__(self) -> None:
         check_types(SelectionSettings, vars(self))
