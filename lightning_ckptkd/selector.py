@@ -103,6 +103,9 @@ class MISelector(TakesDataOfOneName):
         ignore_index: Targets of this value count as none.
         on_error: What a selection that goes wrong when fitting ends does: ``warn`` says why and how to select by hand,
             ``raise`` ends the run. The harvest stays in any case.
+        race: Whether snapshots that can't be among the best, by their errors, leave after a part of the probe samples,
+            so that only the others are run on all of them. True: where rule, ensemble and probe set allow it, and one
+            line where they don't; None: likewise, without the line. False: all are scored on all samples.
         **moved: None; options that are the rule's are refused with what to write instead.
 
     Raises:
@@ -130,6 +133,7 @@ class MISelector(TakesDataOfOneName):
         unpack_batch: Callable[[Any], tuple[Any, Any]] | None = None,
         ignore_index: int = -100,
         on_error: str = "warn",
+        race: bool | None = False,
         **moved: Any,
     ) -> None:
         if moved:
@@ -144,6 +148,7 @@ class MISelector(TakesDataOfOneName):
             ignore_index=ignore_index,
             batch_size=batch_size,
             seed=seed,
+            race=race,
         )
         if probe_split not in SPLITS:
             raise ArgumentError(f"probe_split should be one of {', '.join(SPLITS)}, got {probe_split!r}.")

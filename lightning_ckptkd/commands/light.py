@@ -114,4 +114,5 @@ def make_place_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", type=str, default="auto")
     parser.add_argument("--ignore_index", type=int, default=-100)
+    parser.add_argument("--race", type=bool | None, default=False)
     return parser

@@ -29,6 +29,7 @@ class SelectionSettings:
     ignore_index: int = -100
     batch_size: int = 256
     seed: int = 0
+    race: bool | None = False
 
     def __post_init__(self) -> None:
         check_types(SelectionSettings, vars(self))
@@ -111,4 +112,5 @@ class SelectionSettings:
             "task": None if task is None else task.describe(),
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "race": self.race,
         }
