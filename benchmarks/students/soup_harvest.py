@@ -21,6 +21,7 @@ from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting.report import format_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "soup_harvest"
+SCALES = {"none": "", "fitted": "|scale=fitted"}
 EARLY = (0.0, 1 / 3)
 HARVESTS: dict[str, dict[str, Any]] = {
     "every fourth epoch": {"every_n_epochs": 4},
@@ -53,9 +54,10 @@ def main() -> None:
                     folder, task.teacher(), data.val_dataloader(), train=data.train_dataloader(), progress=False
                 )
             found["soup"] = describe(selection)
-        students.train_all([f"selected:{folder.name}", last], options.seeds)
+        choices = {scale: f"selected:{folder.name}{suffix}" for scale, suffix in SCALES.items()}
+        students.train_all([*choices.values(), last], options.seeds)
         trained = students.results["students"]
-        found["students"] = trained[f"selected:{folder.name}"]
+        found["students"] = {scale: trained[choice] for scale, choice in choices.items()}
         document["full"] = trained[last]
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n")
@@ -72,10 +74,13 @@ def table(documents: dict[str, dict[str, Any]]) -> str:
         for name, found in document["harvests"].items():
             soup, epochs = found["soup"]["soup"], sorted(found["soup"]["epochs"])
             of = f"{len(epochs)} of epochs {epochs[0]} to {epochs[-1]}" if soup.get("taken") else "none, a set instead"
-            gains = [100 * (run["accuracy"] - full[seed]["accuracy"]) for seed, run in found["students"].items()]
             cells = [document["title"], name, str(found["snapshots"]), of]
-            rows.append([*cells, f"{statistics.mean(gains):+.1f} ± {half_width(gains):.1f}"])
-    return format_table(["task", "harvest", "snapshots", "soup", "students gain"], rows)
+            for scale in SCALES:
+                runs = found["students"].get(scale, {})
+                gains = [100 * (run["accuracy"] - full[seed]["accuracy"]) for seed, run in runs.items()]
+                cells.append(f"{statistics.mean(gains):+.1f} ± {half_width(gains):.1f}" if gains else "")
+            rows.append(cells)
+    return format_table(["task", "harvest", "snapshots", "soup", "gain", "gain, scale fitted"], rows)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ class Students:
         Args:
             choices: ``alone``; epochs of the first teacher joined by commas; ``independent:`` and the numbers of
                 teachers, of which the last snapshots teach together; or ``selected:`` and a harvest of the folder,
-                whose selection is taken. ``|scale=`` and ``|alpha=`` after it change the loss.
+                whose selection is taken. ``|scale=`` and ``|alpha=`` after it change the loss,
+                which else takes all logits as they are.
             seeds: Of the students; for one seed they begin alike and see the same samples.
         """
         epochs = sorted({epoch for choice in choices for epoch in _epochs(choice)})
@@ -181,9 +182,8 @@ class Students:
         options: dict[str, Any] = {"student": student, "teacher": self._task.teacher(), "lr_scheduler": lr_scheduler}
         choice, _, changed = choice.partition("|")
         option, _, value = changed.partition("=")
-        if option == "scale":
-            options["kd_loss"] = KDLoss(scale=value)
-        elif option == "alpha":
+        options["kd_loss"] = KDLoss(scale=value if option == "scale" else "none")
+        if option == "alpha":
             options["alpha"] = float(value)
         if choice.startswith(SELECTED):
             name = choice.removeprefix(SELECTED)

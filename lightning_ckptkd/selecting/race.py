@@ -129,7 +129,7 @@ class Race:
     ) -> Race | str:
         """A race, or why there is none."""
         rows = scorer.rows
-        if settings.ensemble != "top":
+        if settings.ensemble_or_default != "top":
             return "another ensemble than 'top' does not take the best scores alone"
         if len(rows.probe.batches) > 1 or not rows.probe.batches[0].is_plain or rows.samples is not None:
             return "the samples can't be taken one by one, or have several targets or none"

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.information.joint import MOST_TEACHERS
 from lightning_ckptkd.rank_zero import rank_zero_info
+from lightning_ckptkd.selecting.batch_norm import batch_norms
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import Choice, choose_by_score, how_many
 from lightning_ckptkd.selecting.items import Harvested, Item
@@ -123,7 +124,8 @@ class ScoredSnapshots:
             progress: Whether rank 0 shows a progress bar.
 
         Raises:
-            SnapshotError: If a file is damaged, weights can't be averaged, or the soup can't be written.
+            SnapshotError: If a file is damaged, weights can't be averaged, or the soup can't be written; of a soup that
+                nobody asked for, that is only why there is none.
         """
         commit, name = self._harvested.commit_soup, self._rule.soup_term
         assert commit is not None and name is not None, "the settings have checked it"
@@ -135,6 +137,18 @@ class ScoredSnapshots:
         members = [Member(items[one.file], terms[one.file], places[one.file]) for one in ranked]
 
         def make() -> tuple[dict[str, Any], tuple[str, ...]]:
+            if settings.ensemble is None and data is None and batch_norms(self._module):
+                why = "BatchNorm statistics of a soup need training data (train=), and there are none"
+                return {"taken": False, "kind": soup.kind, "why": why}, choice.chosen
+            try:
+                return make_and_commit()
+            except Exception as error:  # of training data, say: a soup that nobody asked for costs no choice
+                if settings.ensemble is not None:
+                    raise
+                reason = str(error) if isinstance(error, CkptKDError) else f"{type(error).__name__}: {error}"
+                return {"taken": False, "kind": soup.kind, "why": reason.rstrip(".")}, choice.chosen
+
+        def make_and_commit() -> tuple[dict[str, Any], tuple[str, ...]]:
             with borrowed(self._module, self._device):
                 builder = SoupBuilder(
                     soup,
@@ -200,7 +214,7 @@ class ScoredSnapshots:
 
     def _can_join(self) -> bool:
         """Whether what several snapshots tell together can be had, where only a rule's default asks for it."""
-        if self._settings.ensemble != "top" or not self._rule.joint:
+        if self._settings.ensemble_or_default != "top" or not self._rule.joint:
             return False
         try:
             self._rule.check_rows(self.rows, joint=True)
