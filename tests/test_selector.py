@@ -197,16 +197,17 @@ def test_a_number_from_the_data_where_only_the_rule_asks_for_it(harvest: Path, m
     """As the default would do it: where the sets can't be told apart three are taken, and nothing is refused."""
     asked = MISelector(num_teachers="auto").select(harvest, Project(), probe(), progress=False)
     monkeypatch.setattr(MI, "num_teachers", "auto")
-    assert MISelector().select(harvest, Project(), probe(), progress=False).chosen == asked.chosen
+    selector = MISelector(ensemble="top")
+    assert selector.select(harvest, Project(), probe(), progress=False).chosen == asked.chosen
     greedy = MISelector(ensemble="greedy").select(harvest, Project(), probe(), progress=False)
     assert MISelector(ensemble="greedy", num_teachers="auto").select(
         harvest, Project(), probe(), progress=False
     ).chosen == (greedy.chosen)
     soft = [(x, torch.nn.functional.one_hot(y, 10).float()) for x, y in probe()]
     for selector, batches in (
-        (MISelector(), soft),
+        (MISelector(ensemble="top"), soft),
         (MISelector(ensemble="spaced"), probe()),
-        (MISelector(rule=MI(input_estimator="convolutional", decoder_steps=2)), probe()),
+        (MISelector(rule=MI(input_estimator="convolutional", decoder_steps=2), ensemble="top"), probe()),
     ):
         found = selector.select(harvest, Project(), batches, progress=False)
         assert len(found.chosen) == 3 and not found.joint

@@ -79,9 +79,10 @@ def scaled(teacher_logits: Tensor, scale: float | str, scales: Tensor | None) ->
     Raises:
         ArgumentError: If ``fitted`` has no scales, or something else has.
     """
-    if scale == FITTED and (scales is None or scales.shape != teacher_logits.shape[:1]):
+    fits = scales is not None and scales.shape == teacher_logits.shape[:1]
+    if (scale == FITTED and not fits) or (scale == AUTO and scales is not None and not fits):
         raise ArgumentError(
-            f"scale='fitted' needs scales=, one for each of {len(teacher_logits)} teachers, got "
+            f"scale={scale!r} needs scales=, one for each of {len(teacher_logits)} teachers, got "
             f"{None if scales is None else tuple(scales.shape)}. DistillationModule takes them from selection.json; "
             "elsewhere give scale= a number."
         )

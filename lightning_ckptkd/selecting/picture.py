@@ -126,7 +126,7 @@ def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candi
         known = _with(usable, name)
         if known:
             axes.plot(_values(known, "epoch"), _values(known, name), style, color=colour, marker=".", label=label)
-            _draw_left(axes, known, name, colour, labelled=name == "accuracy")
+            _draw_left(axes, known, name, colour, labelled=colour == _GREY)
     for index, candidate in enumerate(chosen):
         axes.axvline(candidate.epoch, color=_ORANGE, lw=2, alpha=0.6, zorder=0, label="" if index else "chosen")
     axes.set_xlim(min(_values(usable, "epoch")) - 0.5, max(_values(usable, "epoch")) + 0.5)

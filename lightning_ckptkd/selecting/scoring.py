@@ -21,7 +21,7 @@ from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.race import Race
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules import DEFAULT_NUMBER, ScoringRule
-from lightning_ckptkd.selecting.score import Score
+from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.selecting.score_files import scoring_key
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import SnapshotScorer
@@ -39,10 +39,12 @@ class SoupChoice:
     Attributes:
         choice: With the soup's file chosen where one was made.
         record: What ``selection.json`` says of it.
+        term: What the soup tells of held-out labels, where one teaches.
     """
 
     choice: Choice
     record: dict[str, Any]
+    term: Term | None = None
 
 
 class ScoredSnapshots:
@@ -136,19 +138,19 @@ class ScoredSnapshots:
         ranked = sorted((one for one in choice.candidates if one.rank is not None), key=lambda one: one.rank or 0)
         members = [Member(items[one.file], terms[one.file], places[one.file]) for one in ranked]
 
-        def make() -> tuple[dict[str, Any], tuple[str, ...]]:
+        def make() -> SoupChoice:
             if settings.ensemble is None and data is None and batch_norms(self._module):
                 why = "BatchNorm statistics of a soup need training data (train=), and there are none"
-                return {"taken": False, "kind": soup.kind, "why": why}, choice.chosen
+                return SoupChoice(choice, {"taken": False, "kind": soup.kind, "why": why})
             try:
                 return make_and_commit()
             except Exception as error:  # of training data, say: a soup that nobody asked for costs no choice
                 if settings.ensemble is not None:
                     raise
                 reason = str(error) if isinstance(error, CkptKDError) else f"{type(error).__name__}: {error}"
-                return {"taken": False, "kind": soup.kind, "why": reason.rstrip(".")}, choice.chosen
+                return SoupChoice(choice, {"taken": False, "kind": soup.kind, "why": reason.rstrip(".")})
 
-        def make_and_commit() -> tuple[dict[str, Any], tuple[str, ...]]:
+        def make_and_commit() -> SoupChoice:
             with borrowed(self._module, self._device):
                 builder = SoupBuilder(
                     soup,
@@ -163,12 +165,12 @@ class ScoredSnapshots:
                     lambda tried: tqdm(tried, desc="Making a soup", unit="snapshot", disable=not progress)
                 )
             if made.weights is None:
-                return made.record, choice.chosen
+                return SoupChoice(choice, made.record)
             found = commit(made.weights, made.members, made.recipe or {})
-            return {**made.record, "file": found.file, "sha256": found.sha256}, (found.file,)
+            record = {**made.record, "file": found.file, "sha256": found.sha256}
+            return SoupChoice(replace(choice, chosen=(found.file,)), record, made.term)
 
-        record, chosen = on_rank_zero(make)
-        return SoupChoice(replace(choice, chosen=chosen), record)
+        return on_rank_zero(make)
 
     def keep(self) -> None:
         """Keep the scores for later selections; rank 0 alone."""

@@ -21,7 +21,7 @@ from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules import PositionRule, ScoringRule
-from lightning_ckptkd.selecting.score import Score
+from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.selecting.scoring import ScoredSnapshots, spread
 from lightning_ckptkd.selecting.settings import SelectionSettings
 from lightning_ckptkd.selecting.snapshot_scorer import check_snapshot
@@ -40,6 +40,7 @@ class Outcome:
         proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
         scores: Of every snapshot, in the order of training.
         soup: What is recorded of a soup; likewise.
+        soup_term: What a soup that teaches tells of held-out labels; None without one.
         parts: Of a race, by number of samples, the scores on these by file; likewise.
     """
 
@@ -48,6 +49,7 @@ class Outcome:
     proxy: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[Score] = ()
     soup: Mapping[str, Any] = field(default_factory=dict)
+    soup_term: Term | None = None
     parts: Mapping[int, Mapping[str, Score]] = field(default_factory=dict)
 
 
@@ -136,7 +138,7 @@ def select_by_score(
     if soup is None:
         return outcome
     found = scored.make_soup(outcome.choice, soup, training, progress=progress)
-    return replace(outcome, choice=found.choice, soup=found.record)
+    return replace(outcome, choice=found.choice, soup=found.record, soup_term=found.term)
 
 
 def _try_students(

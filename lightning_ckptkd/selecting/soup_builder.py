@@ -53,12 +53,14 @@ class Made:
         members: Its snapshots, the best first; empty where none was made.
         weights: Its weights; likewise.
         recipe: What decides these.
+        term: What it tells of held-out labels.
     """
 
     record: dict[str, Any]
     members: tuple[Snapshot, ...] = ()
     weights: Mapping[str, Tensor] | None = None
     recipe: dict[str, Any] | None = None
+    term: Term | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class SoupBuilder:
             "kept": list(mean.kept),
         }
         record = {"taken": True, "kind": self._soup.kind, "weights": recipe["weights"], **numbers}
-        return Made(record, tuple(member.item.snapshot for member in members), taste.weights, recipe)
+        return Made(record, tuple(member.item.snapshot for member in members), taste.weights, recipe, taste.found.term)
 
     def _candidates(self, members: Sequence[Member]) -> list[Member]:
         soup, first = self._soup, members[0]

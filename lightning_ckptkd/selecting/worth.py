@@ -56,6 +56,7 @@ class _Course:
         values: Shape (S,).
         replicates: Without each group of samples in turn, shape (G, S).
         chosen: Places of the chosen ones.
+        soup: What their soup tells, where one teaches.
         most: Standard errors up to which a difference may be chance; more where there are more snapshots to differ.
         left: Those that left a race, and are no part of the above.
     """
@@ -64,16 +65,25 @@ class _Course:
     values: Tensor
     replicates: Tensor
     chosen: Sequence[int]
+    soup: Term | None
     most: float
     left: Sequence[_Left] = ()
 
     def lacks(self) -> tuple[float, float]:
-        """What the last snapshot lacks against the mean of the chosen ones, and its standard error."""
+        """What the last snapshot lacks against the soup or the mean of the chosen ones, and its standard error."""
+        if self.soup is not None:
+            pair = replicates_of([self.soup])[:, 0] - self.replicates[:, -1]
+            return self.soup.value - float(self.values[-1]), float(jackknife_error(pair))
         chosen = list(self.chosen)
         return (
             float(self.values[chosen].mean() - self.values[-1]),
             float(jackknife_error(self.replicates[:, chosen].mean(1) - self.replicates[:, -1])),
         )
+
+    @property
+    def taught_by(self) -> str:
+        """The chosen ones, in words."""
+        return "the chosen" if self.soup is None else "the soup"
 
     def equal(self, place: int, least: float = 0.0) -> list[bool]:
         """Which snapshots are equal to that one within their errors, or differ by less than so many nats."""
@@ -94,6 +104,7 @@ def worth_of(
     held_out: HeldOut | None,
     size: int,
     parts: Mapping[int, Mapping[str, Score]] | None = None,
+    soup: Term | None = None,
 ) -> Worth:
     """Whether a choice matters, in one sentence.
 
@@ -108,6 +119,7 @@ def worth_of(
         held_out: What of its terms says how much a snapshot tells of the labels; None: none does.
         size: Number of probe samples.
         parts: Where there was a race: by number of samples, the scores by file on that part.
+        soup: Of a soup that teaches, what it tells itself.
     """
     usable = [score for score in scores if score.ranks]
     everybody = [score for score in scores if score.candidate.excluded is None]
@@ -123,6 +135,7 @@ def worth_of(
         values_of(terms),
         replicates_of(terms),
         places,
+        soup,
         student_quantile(1 - _DOUBT / len(everybody), len(terms[0].replicates) - 1),
         _left(everybody, held_out.term, parts or {}),
     )
@@ -160,15 +173,15 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
         later = any(one.before > until and one.equals(best, course.most, LEAST_NATS) for one in course.left)
         known = " at the earliest" if later else ""
         fallen = f"over-fitted after {course.names[until]}{known}: " if until < len(course.names) - 1 else ""
-        return Worth(lacks, error, True, f"{fallen}{last} lacks {shown}{many} of the chosen")
+        return Worth(lacks, error, True, f"{fallen}{last} lacks {shown}{many} of {course.taught_by}")
     if not sure and course.most * error > COARSE_NATS:
         enough = 100 * math.ceil(size * (course.most * error / COARSE_NATS) ** 2 / 100)
         return Worth(
             lacks,
             error,
             None,
-            f"it can't be said whether the choice matters: {last} lacks {shown} of the chosen, and on {size} probe "
-            f"samples a loss of {COARSE_NATS} nats would not be seen; about {enough} would show it",
+            f"it can't be said whether the choice matters: {last} lacks {shown} of {course.taught_by}, and on {size} "
+            f"probe samples a loss of {COARSE_NATS} nats would not be seen; about {enough} would show it",
         )
     if -lacks > max(course.most * error, LEAST_NATS):
         return Worth(
@@ -186,15 +199,17 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
             return Worth(lacks, error, False, f"nothing to choose: {words} are equal within {within}")
     if course.chosen == [len(course.names) - 1]:
         return Worth(lacks, error, False, f"nothing gained by the choice: {last} is what was chosen")
-    why = f"{many} of the chosen, too little to matter" if sure else " of the chosen, which is within errors"
-    return Worth(lacks, error, False, f"nothing to choose: {last} lacks {shown}{why}")
+    why = ", too little to matter" if sure else ", which is within errors"
+    return Worth(
+        lacks, error, False, f"nothing to choose: {last} lacks {shown}{many * sure} of {course.taught_by}{why}"
+    )
 
 
 def _in_other_units(course: _Course, rule: Rule, held_out: HeldOut, last: str) -> Worth:
     lacks, error = (held_out.scale * part for part in course.lacks())
     return _unknown(
-        f"{last} lacks {_number(lacks, error)} {held_out.unit} of the chosen, and rule {rule.name!r} does not measure "
-        "nats: rule 'mi' does"
+        f"{last} lacks {_number(lacks, error)} {held_out.unit} of {course.taught_by}, and rule {rule.name!r} does not "
+        "measure nats: rule 'mi' does"
     )
 
 

@@ -103,6 +103,6 @@ def test_what_does_not_go_together() -> None:
     with pytest.raises(ArgumentError, match=r"got \(2,\)"):
         KDLoss(scale="fitted")(student, teachers, None, None, torch.ones(2))
     with pytest.raises(ArgumentError, match="go with scale='fitted', got scale='none'"):
-        KDLoss()(student, teachers, None, None, torch.ones(3))
+        KDLoss(scale="none")(student, teachers, None, None, torch.ones(3))
     with pytest.raises(ArgumentError, match="needs three classes or more, got 2"):
         KDLoss(scale="standardised")(student[:, :2], teachers[..., :2])
