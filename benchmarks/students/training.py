@@ -30,7 +30,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
-from benchmarks.tasks import TASKS, Task
+from benchmarks.students.tasks import TASKS, Task
 from lightning_ckptkd import CheckpointHarvester, DistillationModule
 from lightning_ckptkd.losses import KDLoss
 from lightning_ckptkd.teachers import TeacherCache, TeacherSchedule

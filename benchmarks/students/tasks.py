@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import Dataset
 
-from benchmarks.cifar10n import CIFAR10N
+from benchmarks.students.cifar10n import CIFAR10N
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable
 from lightning_ckptkd.zoo import (
     CIFAR100DataModule,
