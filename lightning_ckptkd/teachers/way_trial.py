@@ -101,7 +101,7 @@ class WayTrial:
         Returns:
             Whether it is faster; None: nobody knows.
         """
-        if not always and (before is False or self._batches < 1 or self._best() * self._batches <= COMPILE_WORTH):
+        if not always and (before is False or self._batches < FEW or self._best() * self._batches <= COMPILE_WORTH):
             return before
         ensemble, best, start = self._ensemble, self._best(), time.perf_counter()
         try:
@@ -137,22 +137,26 @@ class WayTrial:
 
     def _try(self, tolerance: float, **change: bool) -> None:
         """Keep a change of the path where it is clearly faster and gives the reference's logits."""
-        best, before = self._best(), {name: getattr(self._ensemble.path, name) for name in change}
-        self._ensemble.take(**change)
-        own = self._time()
-        if own <= _HOPELESS * best:
+        ensemble, best = self._ensemble, self._best()
+        before = {name: getattr(ensemble.path, name) for name in change}
+        try:
+            ensemble.take(**change)
             own = self._time()
-        if own <= _LOST * best:  # by turns, so that nothing else that the machine does decides it
-            self._ensemble.take(**before)
-            best = min(best, self._time())
-            self._ensemble.take(**change)
-            own = min(own, self._time())
-        if own <= _CLEARLY * best:
-            logits = self._last if len(self._places) == len(self._ensemble) else self._ensemble(self._batch)
-            if is_close(logits, self.reference, ROUGH if self._rough else tolerance):
-                self.logits, self.seconds = logits, own
-                return
-        self._ensemble.take(**before)
+            if own <= _HOPELESS * best:
+                own = self._time()
+            if own <= _LOST * best:  # by turns, so that nothing else that the machine does decides it
+                ensemble.take(**before)
+                best = min(best, self._time())
+                ensemble.take(**change)
+                own = min(own, self._time())
+            if own <= _CLEARLY * best:
+                logits = self._last if len(self._places) == len(ensemble) else ensemble(self._batch)
+                if is_close(logits, self.reference, ROUGH if self._rough else tolerance):
+                    self.logits, self.seconds = logits, own
+                    return
+        except Exception as error:  # such as a view() of what now lies otherwise; the way before is known to work
+            rank_zero_info(f"The teachers can't run {' '.join(change)}: {type(error).__name__}: {str(error)[:200]}")
+        ensemble.take(**before)
         self.seconds = best
 
     def _fold(self) -> Tensor:
