@@ -123,7 +123,7 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """
     own = environment.get(CACHE_VARIABLE)
     if own is not None:
-        return Path(own).expanduser() if own else None
+        return Path(own) if own else None
     given = environment.get("XDG_CACHE_HOME", "")
     if Path(given).is_absolute():  # else it is to be ignored, as its specification has it
         return Path(given) / "lightning_ckptkd"

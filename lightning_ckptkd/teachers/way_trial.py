@@ -103,7 +103,8 @@ class WayTrial:
         """
         if not always and (before is False or self._batches < FEW or self._best() * self._batches <= COMPILE_WORTH):
             return before
-        ensemble, best, start = self._ensemble, self._best(), time.perf_counter()
+        best = self._time() if before else self._best()  # what was remembered is of another hour of the machine
+        ensemble, start = self._ensemble, time.perf_counter()
         try:
             ensemble.compile(self._batch, self._places)
             once, share = time.perf_counter() - start, len(self._places) / len(ensemble)
