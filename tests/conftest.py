@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,28 @@ from PIL import Image
 from lightning_ckptkd import CheckpointHarvester, SnapshotStore
 from tests.projects import DigitsData, Project, make_trainer
 
+_numbers = itertools.count()
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     seed_everything(0, verbose=False)
     yield
     torch.use_deterministic_algorithms(False)  # Trainer(deterministic=True) leaves it on
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the package remembers of this machine is never the user's own, and never another test's."""
+    monkeypatch.setenv("LIGHTNING_CKPTKD_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_numbers)}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same for what is made before any test, such as fixtures of a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_CKPTKD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from lightning_ckptkd import (
 )
 from lightning_ckptkd.losses import DKDLoss, KDLoss, MSELoss
 from lightning_ckptkd.tasks.batch import Batch
-from lightning_ckptkd.teachers import AllTeachers, Progressive, RandomTeacher, Route, calibration
+from lightning_ckptkd.teachers import AllTeachers, Progressive, RandomTeacher, Route, TeacherEnsemble, way_trial
 from tests.projects import DigitsData, Project, convolutions, digits, make_trainer
 
 
@@ -177,21 +177,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, selected: Pat
 def test_a_resumed_run_keeps_the_teachers_path(
     tmp_path: Path, selected: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(calibration, "_seconds", lambda teachers, _: 0.5 if teachers.path.channels_last else 1.0)
+    def seconds(teachers: TeacherEnsemble, batch: Batch, places: list[int]) -> tuple[float, Tensor]:
+        return 0.25 if teachers.path.channels_last else 0.5, teachers(batch, places)
+
+    monkeypatch.setattr(way_trial, "_run_timed", seconds)
+    monkeypatch.setattr(way_trial, "FEW", 0)
     own = ModelCheckpoint(dirpath=tmp_path / "own", filename="{epoch}")
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         make_trainer(tmp_path, own, max_epochs=1, enable_checkpointing=True).fit(
             DistillationModule(student(), Project(), selected), DigitsData()
         )
     lines = [record.getMessage() for record in caplog.records if "teachers run" in record.getMessage()]
-    assert lines == [
-        "2 teachers run folded, channels last: 0.50 of the plain loop's time (500 ms a batch against 1000)"
-    ]
+    (line,) = lines
+    assert line.startswith("2 teachers run folded, channels last, 500 ms a batch; found in ")
+    monkeypatch.setenv("LIGHTNING_CKPTKD_CACHE", "")  # nothing is remembered but by the checkpoint
     checkpoint = torch.load(tmp_path / "own" / "epoch=0.ckpt", weights_only=True)
-    path = {"folded": True, "channels_last": True, "compiled": False, "bf16": False}
+    path = {"folded": True, "channels_last": True, "compiled": False, "bf16": False, "fp16": False}
     assert checkpoint["lightning_ckptkd_teacher_path"] == path
 
-    monkeypatch.setattr(calibration, "_seconds", None)  # nothing is timed
+    monkeypatch.setattr(way_trial, "_run_timed", None)  # nothing is timed
     resumed = DistillationModule(student(), Project(), selected)
     make_trainer(tmp_path, own, max_epochs=2, enable_checkpointing=True).fit(
         resumed, DigitsData(), ckpt_path=tmp_path / "own" / "epoch=0.ckpt"

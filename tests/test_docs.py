@@ -91,6 +91,11 @@ def test_the_mutations() -> None:
     assert result["not_noticed"] == []
 
 
+def test_the_first_epoch_of_live_teachers() -> None:
+    text = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    assert json.loads((RESULTS / "warm.json").read_text())["table"] in text
+
+
 def test_what_a_harvest_costs() -> None:
     assert json.loads((RESULTS / "harvest.json").read_text())["table"] in RELIABILITY
 

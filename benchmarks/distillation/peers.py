@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -48,6 +49,7 @@ from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector
 from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
+from lightning_ckptkd.teachers.remembered import CACHE_VARIABLE
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 
 RESULTS = Path(__file__).parents[1] / "results" / "peers.json"
@@ -113,6 +115,7 @@ def main() -> None:
     """Measure, write all numbers, print what belongs into docs/benchmarks.md."""
     arguments = parse_arguments()
     silence_lightning()
+    os.environ[CACHE_VARIABLE] = ""  # the first epoch has to find how teachers run
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device, 0) if arguments.device == "cuda" else torch.device("cpu")

@@ -30,7 +30,7 @@ from benchmarks.gpu.tables import target_of
 from lightning_ckptkd import DistillationModule, SnapshotStore, TeacherCache
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers import Acceleration, TeacherEnsemble, TeacherPath
-from lightning_ckptkd.teachers.calibration import EXACT
+from lightning_ckptkd.teachers.way_trial import EXACT
 from lightning_ckptkd.zoo import Classifier, WideResNet
 
 PUBLISHED, PLAIN, LIVE, LIVE_BF16, CACHED = "published loop", "plain training", "live", "live, bf16", "cached"

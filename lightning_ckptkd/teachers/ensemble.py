@@ -6,7 +6,6 @@ import copy
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.batch import Batch, tensors_in
 from lightning_ckptkd.tasks.calling import call, takes_whole
 from lightning_ckptkd.tasks.outputs import get_output
-from lightning_ckptkd.teachers.folding import fold_batch_norms
+from lightning_ckptkd.teachers.folding import find_pairs, fold_pairs
 from lightning_ckptkd.teachers.logit_checks import is_close
 from lightning_ckptkd.trainer.namespaces import is_kind
 
@@ -34,12 +33,18 @@ class TeacherPath:
         channels_last: Activations of images lie with their channels last.
         compiled: By ``torch.compile``, the weights being constants.
         bf16: Under autocast to bfloat16.
+        fp16: Under autocast to float16.
     """
 
     folded: bool = False
     channels_last: bool = False
     compiled: bool = False
     bf16: bool = False
+    fp16: bool = False
+
+    def names(self) -> list[str]:
+        """The ways that are on."""
+        return [name for name, on in vars(self).items() if on]
 
 
 class TeacherEnsemble:
@@ -68,7 +73,7 @@ class TeacherEnsemble:
         self.names = list(names)
         self.logits_key = logits_key
         self.path = TeacherPath()
-        self._compiled: list[Any] = []
+        self._compiled: dict[int, Any] = {}
         self._compiled_shapes: list[torch.Size] = []
         self._modules = self._find_modules()
 
@@ -138,14 +143,35 @@ class TeacherEnsemble:
             ArgumentError: If a teacher's output holds no tensor of logits.
             TeacherError: If teachers differ in shape.
         """
+        self._keep_eval()
+        places = range(len(self)) if which is None else which
+        with torch.inference_mode():
+            seen = self._lay_out(batch)
+            logits = [self._run(place, seen) for place in places]
+        return self._stack(logits, places)
+
+    def look(self, batch: Batch) -> tuple[Tensor, list[list[tuple[str, str]]]]:
+        """The logits of all, (M, N, ...), and what could be folded in each: one forward pass, while none is folded."""
+        self._keep_eval()
+        logits: list[Tensor] = []
+        with torch.no_grad():
+            pairs = [
+                find_pairs(member, lambda place=place: logits.append(self._run(place, batch)))  # type: ignore[misc]
+                for place, member in enumerate(self.members)
+            ]
+        return self._stack(logits, range(len(self))), pairs
+
+    def _keep_eval(self) -> None:
         if any(module.training for module in self._modules):  # somebody called train() on one of them
             for member in self.members:
                 member.eval()
-        with torch.inference_mode():
-            if self.path.channels_last and is_images(batch):
-                batch = replace(batch, inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
-            places = range(len(self)) if which is None else which
-            logits = [self._run(place, batch) for place in places]
+
+    def _lay_out(self, batch: Batch) -> Batch:
+        if self.path.channels_last and is_images(batch):
+            return replace(batch, inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
+        return batch
+
+    def _stack(self, logits: Sequence[Tensor], places: Sequence[int]) -> Tensor:
         if any(found.shape != logits[0].shape for found in logits):
             shapes = ", ".join(
                 f"{self.names[place]}: {tuple(found.shape)}" for place, found in zip(places, logits, strict=True)
@@ -154,60 +180,82 @@ class TeacherEnsemble:
                 f"The teachers' logits differ in shape, (N, K) for each ({shapes}). Choose teachers of one number of "
                 "classes K with choice=."
             )
-        return torch.stack(logits)  # outside: a loss can't keep tensors of inference mode for its gradient
+        return torch.stack(list(logits))  # outside: a loss can't keep tensors of inference mode for its gradient
 
     def _run(self, place: int, batch: Batch) -> Tensor:
         member = self.members[place]
-        compiled = bool(self._compiled) and _shapes(batch) == self._compiled_shapes
+        compiled = place in self._compiled and _shapes(batch) == self._compiled_shapes
         runs = self._compiled[place] if compiled else member
-        if self.path.bf16:
-            with torch.autocast(device_of(batch).type, torch.bfloat16):
+        if self.path.bf16 or self.path.fp16:
+            with torch.autocast(device_of(batch).type, torch.bfloat16 if self.path.bf16 else torch.float16):
                 output = call(runs, batch)
         else:
             output = call(runs, batch)
         return get_output(output, self.logits_key, type(member).__name__)
 
-    def fold(self, batch: Batch, tolerance: float) -> bool:
+    def fold(
+        self, batch: Batch, tolerance: float, looked: tuple[Tensor, list[list[tuple[str, str]]]] | None = None
+    ) -> tuple[Tensor, bool]:
         """Fold BatchNorm into the layers before it, in each teacher whose logits stay the same.
 
         Args:
             batch: To compare on.
             tolerance: Difference that is allowed, as a share of the largest logit.
+            looked: What :meth:`look` gave for this batch; None: it is called. What is folded is taken out of it.
 
         Returns:
-            Whether no teacher's logits would have changed.
+            The logits that they give now, (M, N, ...), and whether no teacher's would have changed.
         """
-        exact = True
+        reference, pairs = self.look(batch) if looked is None else looked
+        exact, logits = True, []
+        untouched = self.path == TeacherPath()
+        autocast = torch.is_autocast_enabled(device_of(batch).type)  # whose few digits would hide what changes
         with torch.no_grad(), torch.autocast(device_of(batch).type, enabled=False):
+            seen = self._lay_out(batch)
             for place, member in enumerate(self.members):
-                before = self._run(place, batch)
+                if not pairs[place]:
+                    logits.append(reference[place] if untouched else self._run(place, seen))
+                    continue
+                before = self._run(place, seen) if autocast else reference[place]
                 self.members[place] = _copy(member)  # one teacher more at a time, not twice as many
-                count = fold_batch_norms(self.members[place], partial(self._run, place, batch))
-                if count and is_close(self._run(place, batch), before, tolerance):
+                try:
+                    fold_pairs(self.members[place], pairs[place])
+                    pairs[place] = []
+                    after = self._run(place, seen)
+                except Exception:
+                    self.members[place] = member
+                    raise
+                if is_close(after, before, tolerance):
                     self.path = replace(self.path, folded=True)
                 else:
-                    self.members[place] = member
-                    exact = exact and count == 0
+                    self.members[place], exact = member, False
+                    after = reference[place] if untouched else self._run(place, seen)
+                logits.append(after)
         self._modules = self._find_modules()
-        return exact
+        return self(batch) if autocast else self._stack(logits, range(len(self))), exact
 
     def take(self, **change: bool) -> None:
-        """Change ``channels_last`` or ``bf16`` of the path."""
+        """Change ``channels_last``, ``bf16`` or ``fp16`` of the path."""
         self.path = replace(self.path, **change)
-        memory_format = torch.channels_last if self.path.channels_last else torch.contiguous_format
-        for member in self.members:
-            member.to(memory_format=memory_format)
+        if "channels_last" in change:
+            memory_format = torch.channels_last if self.path.channels_last else torch.contiguous_format
+            for member in self.members:
+                member.to(memory_format=memory_format)
 
-    def compile(self, batch: Batch) -> None:
-        """Compile the teachers for batches of this one's shapes; others run as before."""
-        self._compiled = [torch.compile(member, dynamic=False, options={"freezing": True}) for member in self.members]
+    def compile(self, batch: Batch, which: Sequence[int] | None = None) -> None:
+        """Compile the teachers, or some, for batches of this one's shapes; others run as before."""
+        places = range(len(self)) if which is None else which
+        for place in places:
+            if place not in self._compiled:
+                member = self.members[place]
+                self._compiled[place] = torch.compile(member, dynamic=False, options={"freezing": True})
         self._compiled_shapes = _shapes(batch)
         self.path = replace(self.path, compiled=True)
-        self(batch)
+        self(batch, places)
 
     def forget_compiled(self) -> None:
         """Run as before :meth:`compile`."""
-        self._compiled = []
+        self._compiled = {}
         self.path = replace(self.path, compiled=False)
 
     def _find_modules(self) -> list[nn.Module]:

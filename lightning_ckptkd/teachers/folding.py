@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,16 +28,26 @@ def fold_batch_norms(module: nn.Module, run: Callable[[], Any]) -> int:
     Returns:
         How many were folded.
     """
-    pairs = _find_pairs(module, run)
+    pairs = find_pairs(module, run)
+    fold_pairs(module, pairs)
+    return len(pairs)
+
+
+def fold_pairs(module: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    """Fold in place what :func:`find_pairs` found in this network, or in one that it is a copy of."""
     for layer_name, norm_name in pairs:
         _fold(module.get_submodule(layer_name), module.get_submodule(norm_name))
         parent, _, name = norm_name.rpartition(".")
         setattr(module.get_submodule(parent), name, nn.Identity())
-    return len(pairs)
 
 
-def _find_pairs(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str]]:
-    """Names of layers and of the BatchNorms that alone see their outputs, each run once."""
+def find_pairs(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str]]:
+    """Names of layers and of the BatchNorms that alone see their outputs, each run once.
+
+    Args:
+        module: A network in eval mode; it is left as it is.
+        run: Makes one forward pass of it.
+    """
     made: dict[int, str] = {}
     kept: list[Tensor] = []  # a tensor that is gone would lend its id to the next one
     users: dict[str, list[str]] = {}
