@@ -1,7 +1,7 @@
 """Labels that are wrong: the last snapshot has learnt them by heart, an earlier one has not.
 
 Four in ten training labels of scikit-learn's digits are wrong, and so are those that the snapshots are scored on. Two
-students, of the last snapshot and of the chosen one, are then told apart by clean labels. Here both training and
+students, of the last snapshot and of what was chosen, are then told apart by clean labels. Here both training and
 network are tiny, and one seed says little; docs/results.md has five of them on longer trainings.
 """
 
@@ -43,7 +43,7 @@ val = DataLoader(TensorDataset(images[900:1200], noisy[900:1200]), 100)
 clean = DataLoader(TensorDataset(images[1200:], labels[1200:]), 200)
 
 teacher = Digits()
-callbacks = [CheckpointHarvester(dirpath="harvest"), MISelector(num_teachers=1, probe=val)]
+callbacks = [CheckpointHarvester(dirpath="harvest"), MISelector(probe=val)]
 Trainer(max_epochs=20, callbacks=callbacks).fit(teacher, train)
 
 for choice in ("full", "selected"):
@@ -52,4 +52,4 @@ for choice in ("full", "selected"):
     trainer = Trainer(max_epochs=10, enable_checkpointing=False)
     trainer.fit(student, train, val)
     (found,) = trainer.test(student, clean, verbose=False)
-    print(f"student of the {choice} snapshot: {found['test_acc']:.1%} of the clean labels")
+    print(f"student of the {choice} teacher: {found['test_acc']:.1%} of the clean labels")

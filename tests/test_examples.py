@@ -70,7 +70,7 @@ def test_an_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_noisy_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What it is there to show: the last snapshot's student is the worse one."""
     run("noisy_labels", tmp_path, monkeypatch)
-    found = re.findall(r"student of the (\w+) snapshot: ([\d.]+)% of the clean labels", capsys.readouterr().out)
+    found = re.findall(r"student of the (\w+) teacher: ([\d.]+)% of the clean labels", capsys.readouterr().out)
     accuracy = {name: float(value) for name, value in found}
     assert accuracy.keys() == {"full", "selected"}
     assert accuracy["selected"] > accuracy["full"]

@@ -83,7 +83,9 @@ class Calibration:
     def describe(self, ensemble: TeacherEnsemble) -> str:
         """One line for the log."""
         ways = [name.replace("_", " ") for name in self.path.names()]
-        line = f"{len(ensemble)} teachers run {', '.join(ways) or 'as they are'}"
+        one = len(ensemble) == 1
+        how = ", ".join(ways) or ("as it is" if one else "as they are")
+        line = f"1 teacher runs {how}" if one else f"{len(ensemble)} teachers run {how}"
         if self.seconds is not None:
             line += f", {1000 * self.seconds:.0f} ms a batch"
         if self.origin:
