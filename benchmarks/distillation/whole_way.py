@@ -50,7 +50,7 @@ from lightning_ckptkd.zoo import Classifier
 RESULTS = Path(__file__).parents[1] / "results" / "whole_way"
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "whole_way.png"
 EPOCHS, CPU = 10, torch.device("cpu")
-LIVE, CACHED, SOUP = "select, distil", "select, distil, logits cached", "select a soup, distil"
+SOUP, LIVE, CACHED = "select a soup (the default), distil", "select three, distil", "select three, distil, cached"
 TORCHDISTILL, PUBLISHED = "torchdistill, the last snapshot", "published loop, three snapshots"
 ALONE = "no teacher"
 COLOURS = {LIVE: "#d55e00", CACHED: "#e69f00", SOUP: "#009e73", TORCHDISTILL: "#0072b2", PUBLISHED: "#56b4e9"}
@@ -152,12 +152,12 @@ def ours(
     images: Images,
     student: nn.Module,
     scratch: Path,
-    ensemble: str = "top",
+    number: int | None = None,
     cached: bool = False,
 ) -> None:
     """MISelector, then DistillationModule."""
     train = make_loader(images["train"], CPU)
-    MISelector(ensemble=ensemble).select(harvest, task.teacher(), DataLoader(images["val"], 256), train=train)
+    MISelector(num_teachers=number).select(harvest, task.teacher(), DataLoader(images["val"], 256), train=train)
     module = DistillationModule(
         student,
         task.teacher(),
@@ -196,9 +196,9 @@ def peer(
 
 
 WAYS: dict[str, Callable[[Task, Path, Images, nn.Module, Path], None]] = {
-    LIVE: ours,
-    CACHED: partial(ours, cached=True),
-    SOUP: partial(ours, ensemble="soup"),
+    SOUP: ours,
+    LIVE: partial(ours, number=3),
+    CACHED: partial(ours, number=3, cached=True),
     TORCHDISTILL: partial(peer, training=TorchdistillTraining, teachers=1),
     PUBLISHED: partial(peer, training=PublishedLoop, teachers=3),
     ALONE: alone,
