@@ -122,7 +122,7 @@ def selected(task: Task, harvest: Path, loader: Any, *, race: bool) -> tuple[Sel
             stack.enter_context(patch.object(SnapshotScorer, method, timed))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         start = time.process_time()
-        selection = MISelector(probe_size=PROBE_SIZE, batch_size=BATCH_SIZE, race=race).select(
+        selection = MISelector(probe_size=PROBE_SIZE, batch_size=BATCH_SIZE, race=race, ensemble="top").select(
             copy, task.teacher(), loader, progress=False
         )
         seconds = time.process_time() - start

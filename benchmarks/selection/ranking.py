@@ -125,7 +125,7 @@ def select(harvest: Path, device: torch.device | str = "cpu", subject: Subject =
     (harvest / "scores.json").unlink(missing_ok=True)
     loader = DataLoader(TensorDataset(*subject.probe()), batch_size=subject.batch_size)
     with contextlib.redirect_stdout(io.StringIO()):
-        return MISelector(batch_size=subject.batch_size).select(
+        return MISelector(batch_size=subject.batch_size, ensemble="top").select(
             harvest, subject.network(), loader, device=device, progress=False
         )
 

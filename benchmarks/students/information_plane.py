@@ -35,7 +35,9 @@ def main() -> None:
     students = opened.mean_accuracies()
     data.setup("fit")
     harvest, network = options.out / "harvest", TASKS[options.task].teacher()
-    selection = MISelector(probe_size=PROBE_SIZE).select(harvest, network, data.val_dataloader(), device=options.device)
+    selection = MISelector(probe_size=PROBE_SIZE, ensemble="top").select(
+        harvest, network, data.val_dataloader(), device=options.device
+    )
     points = [
         {
             "epoch": candidate.epoch,
