@@ -35,7 +35,8 @@ def main() -> None:
     students = opened.mean_accuracies()
     data.setup("fit")
     harvest, network = options.out / "harvest", TASKS[options.task].teacher()
-    selection = MISelector(probe_size=PROBE_SIZE, ensemble="top").select(
+    selector = MISelector(probe_size=PROBE_SIZE, ensemble="top")
+    selection = selector.select(harvest, network, data.val_dataloader(), device=options.device)
         harvest, network, data.val_dataloader(), device=options.device
     )
     points = [
