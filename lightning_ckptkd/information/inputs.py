@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_ckptkd.shapes import Float, Int, Num, Shaped
+
 _SIDE = 16
 _VARIANCE_FLOOR = 1e-6
 _BINS = 512
 _BLOCK = 2**22  # numbers of a wide X that are looked at together
 
 
-def pool_inputs(x: Tensor) -> Tensor:
+def pool_inputs(x: Shaped[Tensor, "N ..."]) -> Float[Tensor, "N D"]:
     """Inputs as vectors: images larger than 16 x 16 are halved until they are not, everything is flattened.
 
     Args:
@@ -30,7 +32,9 @@ def pool_inputs(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def token_bags(ids: Tensor, samples: Tensor, num_samples: int, num_bins: int = _BINS) -> Tensor:
+def token_bags(
+    ids: Int[Tensor, " R"], samples: Int[Tensor, " R"], num_samples: int, num_bins: int = _BINS
+) -> Float[Tensor, "{num_samples} {num_bins}"]:
     """How often each token is in each sample, as shares of the sample's tokens.
 
     A token's bin is its rank by frequency among all tokens (of equal ones the first to appear comes first), modulo
@@ -59,7 +63,7 @@ def token_bags(ids: Tensor, samples: Tensor, num_samples: int, num_bins: int = _
     return bags / bags.sum(1, keepdim=True).clamp_min(1)
 
 
-def principal_components(x: Tensor, num_components: int) -> Tensor:
+def principal_components(x: Num[Tensor, "N D"], num_components: int) -> Float[Tensor, "N D_kept"]:
     """Scores of the leading principal components, in float64.
 
     Components with less than a millionth of the first one's variance (pixels that never change) are left out. Vectors
@@ -98,7 +102,7 @@ def component_bytes(num_samples: int, dim: int) -> int:
     return 8 * (whole + 4 * smaller**2)
 
 
-def _inner_products(x: Tensor) -> Tensor:
+def _inner_products(x: Num[Tensor, "N D"]) -> Float[Tensor, "N N"]:
     """Of the centred rows of a wide (N, D), a block of columns at a time; shape (N, N), float64."""
     products = x.new_zeros(len(x), len(x), dtype=torch.float64)
     for columns in torch.split(x, max(1, _BLOCK // len(x)), 1):
@@ -108,7 +112,7 @@ def _inner_products(x: Tensor) -> Tensor:
     return products
 
 
-def within_classes(values: Tensor, labels: Tensor) -> Tensor:
+def within_classes(values: Num[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
     """Values less the mean of their class: what is left to tell once the label is known.
 
     The information between two such sets of values is that given the label, I(.;.|Y), if all classes have the same

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.shapes import Float, Int, Shaped
 from lightning_ckptkd.tasks.dense import Tokens
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ class CausalLM(Tokens):
     expects_each_class: ClassVar[bool] = False
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "*lead N L K"], lead: int = 0) -> Float[Tensor, "*lead P K"]:
         return output[..., :-1, :].flatten(lead, lead + 1)
 
     @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N L"]) -> Int[Tensor, " P"]:
         return targets[:, 1:].reshape(-1).long()
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         super().check(output, targets, model)
         if targets.shape[1] < 2:
             raise ArgumentError(
