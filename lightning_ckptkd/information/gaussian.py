@@ -70,7 +70,7 @@ class Moments:
         return Moments(*(getattr(self, item.name) - getattr(other, item.name) for item in fields(self)))
 
     def centred_x(self, mean_x: Float[Tensor, " Dx"]) -> Float[Tensor, "Dx Dx"]:
-        """Mean product x x^T of the samples' differences to a given mean."""
+        """Mean product x x^T of the samples' differences to a given mean (Dx,); shape (Dx, Dx)."""
         x = self.x / self.count
         return self.xx / self.count - torch.outer(x, mean_x) - torch.outer(mean_x, x) + torch.outer(mean_x, mean_x)
 
@@ -243,7 +243,7 @@ def noise_floor(moments: Moments) -> Float[Tensor, ""]:
 
 
 def add_noise(covariance: Float[Tensor, "Dx Dx"], floor: Float[Tensor, ""]) -> Float[Tensor, "Dx Dx"]:
-    """The covariance with noise of that variance."""
+    """The covariance (Dx, Dx) with noise of that variance."""
     return covariance + floor * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 

@@ -42,13 +42,13 @@ def token_bags(
     ids but which of them are equal, so that another numbering of the vocabulary gives the very same bags.
 
     Args:
-        ids: Of all tokens, sample after sample, shape (T,), int64.
-        samples: The sample of each, shape (T,).
+        ids: Of all tokens, sample after sample, a row each, shape (R,), int64.
+        samples: The sample of each, shape (R,).
         num_samples: N.
-        num_bins: B.
+        num_bins: D.
 
     Returns:
-        Shape (N, B), float64; a sample without tokens has zeros.
+        Shape (N, D), float64; a sample without tokens has zeros.
     """
     values, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
     places = torch.arange(len(ids), device=ids.device)
@@ -75,7 +75,7 @@ def principal_components(x: Num[Tensor, "N D"], num_components: int) -> Float[Te
         num_components: The largest number that is kept.
 
     Returns:
-        Scores, shape (N, K) with K <= num_components.
+        Scores, shape (N, D_kept) with D_kept <= num_components.
     """
     by_samples = x.shape[1] > len(x)
     if not by_samples:

@@ -35,7 +35,7 @@ def reduce_features(features: Num[Tensor, "N D"]) -> Float[Tensor, "N D_kept"]:
         features: Shape (N, D).
 
     Returns:
-        Shape (N, D') with D' <= 128, float64.
+        Shape (N, D_kept) with D_kept <= 128, float64.
     """
     features = winsorise(features)
     features = features - features.mean(0)

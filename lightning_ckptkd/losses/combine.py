@@ -23,7 +23,7 @@ def normalised_weights(
 
     Args:
         weights: Shape (M,), each 0 or more and not all 0; None: the same for all.
-        teacher_logits: Shape (M, N, K).
+        teacher_logits: Shape (M, ...).
 
     Returns:
         Shape (M,).

@@ -38,8 +38,8 @@ def cross_entropy(
     """The mean cross-entropy in nats, as torch's, in float32 at least.
 
     Args:
-        logits: Shape (R, K).
-        targets: Class indices, shape (R,); or shares of the classes, shape (R, K).
+        logits: Shape (R, K); or planes of places, shape (N, K, L).
+        targets: Class indices, shape (R,) or (N, L); or shares of the classes, shape (R, K).
         weights: Of the classes, shape (K,). The mean is over the weights of the targets, over rows for shares.
         ignore_index: Rows with this index are left out.
         label_smoothing: In [0, 1).

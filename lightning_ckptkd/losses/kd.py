@@ -55,9 +55,9 @@ def kd_loss_of_planes(
     """:func:`kd_loss` of pixels whose classes lie as planes, up to a temperature of 10.
 
     Args:
-        student: Shape (N, K, P).
+        student: Shape (N, K, L).
         teacher: Likewise.
-        valid: Pixels that count, shape (N, P), bool; None for all.
+        valid: Pixels that count, shape (N, L), bool; None for all.
         temperature: T, above 0.
 
     Returns:

@@ -73,7 +73,7 @@ class Task(ABC):
         self.label_smoothing = label_smoothing
 
     @abstractmethod
-    def flatten(self, output: Float[Tensor, "*lead N ..."], lead: int = 0) -> Float[Tensor, "*lead P K"]:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead P K"]:
         """A network's output as rows, one sample after another.
 
         Args:

@@ -35,7 +35,7 @@ class YesOrNo(Task):
         self._pos_weights = as_weights("pos_weight", pos_weights)
 
     @override
-    def flatten(self, output: Float[Tensor, "*lead N ..."], lead: int = 0) -> Float[Tensor, "*lead P 2"]:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead P 2"]:
         z = output.reshape(*output.shape[:lead], -1)
         return torch.stack([torch.zeros_like(z), z], -1)
 

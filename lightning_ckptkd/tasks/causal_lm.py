@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class CausalLM(Tokens):
-    """The next token of each place: logits (N, L, V), targets (N, L), which are the inputs' ids, not yet shifted.
+    """The next token of each place: logits (N, L, K), targets (N, L), which are the inputs' ids, not yet shifted.
 
     The logits of a place are compared with the target of the next one, as the loss of transformers' models does; the
     last logits and the first target are not used. Targets that the dataset has shifted are :class:`Tokens`.
 
     Args:
         ignore_index: Places whose next target is this one are left out of losses, metrics and I(Y;F).
-        class_weights: What each token of the vocabulary counts in the hard loss, V numbers; None: all the same.
+        class_weights: What each token of the vocabulary counts in the hard loss, K numbers; None: all the same.
         label_smoothing: Of the hard loss, in [0, 1).
 
     Raises:

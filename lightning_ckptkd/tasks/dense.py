@@ -59,7 +59,7 @@ class Dense(Placewise):
     name: ClassVar[str] = "dense"
 
     @override
-    def flatten(self, output: Float[Tensor, "*lead N K ..."], lead: int = 0) -> Float[Tensor, "*lead P K"]:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead P K"]:
         return output.movedim(lead + 1, -1).reshape(*output.shape[:lead], -1, output.shape[lead + 1])
 
     @override

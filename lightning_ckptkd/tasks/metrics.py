@@ -50,7 +50,7 @@ class RowF1(MultilabelF1Score):
 
 
 class RowPerplexity(Perplexity):
-    """The exponential of the mean cross-entropy of rows (R, V).
+    """The exponential of the mean cross-entropy of rows (R, K).
 
     By log-softmax, since torchmetrics' probabilities are 0 for tokens that are very unlikely.
     """

@@ -37,7 +37,7 @@ class Regression(Task):
         super().__init__(None)
 
     @override
-    def flatten(self, output: Float[Tensor, "*lead N ..."], lead: int = 0) -> Float[Tensor, "*lead N D"]:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead N D"]:
         return output.reshape(*output.shape[: lead + 1], math.prod(output.shape[lead + 1 :]))
 
     @override

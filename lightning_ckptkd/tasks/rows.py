@@ -40,10 +40,10 @@ class PlaneRows(Rows):
     """Rows of pixels, made when somebody asks for them: a loss over classes that lie as planes costs no copy.
 
     Args:
-        student: Shape (N, K, P): a plane of P pixels for each class.
-        teachers: Shape (M, N, K, P), or None.
-        targets: Shape (N, P).
-        valid: Pixels that count, shape (N, P), bool; None for all.
+        student: Shape (N, K, L): a plane of L pixels for each class.
+        teachers: Shape (M, N, K, L), or None.
+        targets: Shape (N, L).
+        valid: Pixels that count, shape (N, L), bool; None for all.
 
     Attributes:
         planes: The student's, as given.
