@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import pkgutil
+import random
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -18,6 +19,7 @@ from torch import Tensor
 from lightning_ckptkd import shapes
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.by_sample import values_by_sample
+from lightning_ckptkd.information.label import tempered_costs
 from lightning_ckptkd.losses import kd_loss
 from lightning_ckptkd.tasks import Multiclass, Rows
 from tests.shapes import ROOMS, check_after
@@ -51,6 +53,12 @@ def test_the_packages_own_errors_come_first() -> None:
         kd_loss(logits, logits[:, :3], 5)
     with pytest.raises(ArgumentError, match="temperature should be a number, got str"):
         kd_loss(logits, logits, "5")  # type: ignore[arg-type]
+
+
+def test_random_numbers_are_left_alone() -> None:
+    logits, labels, state = torch.randn(3, 4), torch.zeros(3).long(), random.getstate()
+    tempered_costs(logits, labels, [1, 2.0, 4.0])
+    assert random.getstate() == state
 
 
 def test_users_have_plain_tensors() -> None:
