@@ -15,12 +15,12 @@ test: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: .venv/bench.stamp
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.distillation.peers
 
 # make tables TASK=fashion_step DATA=folder
 TASK ?= digits
 tables: .venv/demo.stamp
-	$(BIN)/python -m benchmarks.tables $(TASK) tables/$(TASK) $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m benchmarks.students.tables $(TASK) tables/$(TASK) $(if $(DATA),--data $(DATA))
 
 # a warning is an error, and so is a link to a page or heading that is not there
 docs: .venv/docs.stamp

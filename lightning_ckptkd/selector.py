@@ -86,6 +86,8 @@ class MISelector(TakesDataOfOneName):
             each 1 / (2 num_teachers) of training away from the others; ``greedy``, one after another by what the set
             tells jointly, I(X; F1..Fk) and I(Y;F) of the mean logits; ``soup``, one network, the mean of the weights
             of several, or a :class:`Soup`. It is a snapshot of its own in the harvest; where averaging loses, ``top``.
+            None is ``soup`` where the rule measures held-out labels and neither ``num_teachers``, ``student_proxy`` nor
+            ``race`` asks for something else, and ``top`` elsewhere.
         probe: Dataloader of the probe set. None takes it from the run's data.
         probe_split: Which of the run's dataloaders: ``val``, ``train`` or ``test``; of several the first.
         probe_size: Number of probe samples, drawn with ``seed``.
@@ -103,6 +105,9 @@ class MISelector(TakesDataOfOneName):
         ignore_index: Targets of this value count as none.
         on_error: What a selection that goes wrong when fitting ends does: ``warn`` says why and how to select by hand,
             ``raise`` ends the run. The harvest stays in any case.
+        race: Whether snapshots that can't be among the best, by their errors, leave after a part of the probe samples,
+            so that only the others are run on all of them. True: where rule, ensemble and probe set allow it, and one
+            line where they don't; None: likewise, without the line. False: all are scored on all samples.
         **moved: None; options that are the rule's are refused with what to write instead.
 
     Raises:
@@ -116,7 +121,7 @@ class MISelector(TakesDataOfOneName):
         snapshots: str | Path | None = None,
         rule: Rule | str = "mi",
         num_teachers: int | Literal["auto"] | None = None,
-        ensemble: str | Soup = "top",
+        ensemble: str | Soup | None = None,
         probe: DataLoader[Any] | None = None,
         probe_split: str = "val",
         probe_size: int = 2000,
@@ -130,6 +135,7 @@ class MISelector(TakesDataOfOneName):
         unpack_batch: Callable[[Any], tuple[Any, Any]] | None = None,
         ignore_index: int = -100,
         on_error: str = "warn",
+        race: bool | None = False,
         **moved: Any,
     ) -> None:
         if moved:
@@ -138,12 +144,13 @@ class MISelector(TakesDataOfOneName):
         self.settings = SelectionSettings(
             rule=make_rule(rule),
             num_teachers=num_teachers,
-            ensemble=ensemble,
+            ensemble="top" if ensemble is None and student_proxy is not None else ensemble,
             logits_key=logits_key,
             task=task,
             ignore_index=ignore_index,
             batch_size=batch_size,
             seed=seed,
+            race=race,
         )
         if probe_split not in SPLITS:
             raise ArgumentError(f"probe_split should be one of {', '.join(SPLITS)}, got {probe_split!r}.")
@@ -308,7 +315,7 @@ class MISelector(TakesDataOfOneName):
                 needs_train = train is None and self._needs_training_data(model)
                 return (
                     own(self.probe_split, "probe") if given is None else given,
-                    own("train", "train") if needs_train else train,
+                    self._training_data(own) if needs_train else train,
                 )
 
             loader, training = on_each_rank(loaders)
@@ -354,6 +361,15 @@ class MISelector(TakesDataOfOneName):
             TrainingData(train, self._make_reader(model), transfer),
             before=lambda outcome: make_selection(run_id, settings, outcome).write(store),
         )
+
+    def _training_data(self, own: Callable[[str, str], Iterable[Any] | None]) -> Iterable[Any] | None:
+        """Those of DataModule or model; of a soup that nobody asked for only where they can be had."""
+        try:
+            return own("train", "train")
+        except Exception:
+            if self.settings.ensemble is not None:
+                raise
+            return None
 
     def _needs_training_data(self, model: nn.Module | None) -> bool:
         soup = self.settings.soup is not None and model is not None and bool(batch_norms(model))

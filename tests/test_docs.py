@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import information_plane, peers, rules, tables, wrong_labels
-from benchmarks.reliability import make_table
+from benchmarks.distillation import peers
+from benchmarks.reliability.experiments import make_table
+from benchmarks.students import information_plane, rules, tables, wrong_labels
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, StudentProxy, TeacherCache
 from lightning_ckptkd.commands import demo
 from lightning_ckptkd.selecting.rules import MI

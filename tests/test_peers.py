@@ -1,4 +1,4 @@
-"""What benchmarks/peers.py compares does the same work: one step leaves the same student."""
+"""What benchmarks/distillation/peers.py compares does the same work: one step leaves the same student."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from benchmarks import peer_loops, peers
+from benchmarks.distillation import peer_loops, peers
 from lightning_ckptkd import DistillationModule, SnapshotStore
 from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
 from lightning_ckptkd.zoo import CIFARResNet

@@ -14,11 +14,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from benchmarks.distillation import in_turn
-from benchmarks.gpu.graphs import graphed
-from benchmarks.gpu.lease import Lease
-from benchmarks.gpu.tables import target_of
-from benchmarks.peer_loops import (
+from benchmarks.distillation.costs import in_turn
+from benchmarks.distillation.peer_loops import (
     INSTALL_TORCHDISTILL,
     LightningTraining,
     PublishedLoop,
@@ -27,6 +24,9 @@ from benchmarks.peer_loops import (
     Training,
     has_torchdistill,
 )
+from benchmarks.gpu.graphs import graphed
+from benchmarks.gpu.lease import Lease
+from benchmarks.gpu.tables import target_of
 from lightning_ckptkd import DistillationModule, SnapshotStore, TeacherCache
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers import Acceleration, TeacherEnsemble, TeacherPath

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.cifar10n import LABELS
 from benchmarks.gpu.packed import FILE_NAME, join, write_packed
+from benchmarks.students.cifar10n import LABELS
 from lightning_ckptkd.errors import ArgumentError
 
 COLUMNS, IMAGES_A_PICTURE = 50, 2500

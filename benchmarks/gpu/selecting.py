@@ -17,7 +17,7 @@ from torchvision.models import resnet50
 
 from benchmarks.gpu.lease import Lease
 from benchmarks.gpu.tables import target_of
-from benchmarks.selection import Subject, forward_passes, make_harvest, measure_cost
+from benchmarks.selection.ranking import Subject, forward_passes, make_harvest, measure_cost
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.zoo import CIFARResNet

@@ -107,11 +107,11 @@ def make_place_parser() -> ArgumentParser:
     parser.add_argument("--device", type=str, default="auto")
     parser.add_argument("--rule", type=str)
     parser.add_argument("--num_teachers", type=int | Literal["auto"] | None)
-    parser.add_argument("--ensemble", type=str, default="top")
     parser.add_argument("--probe_split", type=str, default="val")
     parser.add_argument("--probe_size", type=int, default=2000)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", type=str, default="auto")
     parser.add_argument("--ignore_index", type=int, default=-100)
+    parser.add_argument("--race", type=bool | None, default=False)
     return parser

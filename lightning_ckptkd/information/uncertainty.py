@@ -7,6 +7,8 @@ The error is that of the finite probe set, with the fitted decoders taken as the
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,14 @@ def jackknife_error(replicates: Float[Tensor, "G *statistic"]) -> Float[Tensor, 
     """
     count = len(replicates)
     return ((count - 1) / count * (replicates - replicates.mean(0)).square().sum(0)).sqrt()
+
+
+def student_quantile(share: float, degrees: int) -> float:
+    """Of Student's t, since a jackknife of few groups is not sure of its error; by Cornish and Fisher's expansion.
+
+    Args:
+        share: In (0, 1).
+        degrees: Of freedom: one less than the groups.
+    """
+    z = NormalDist().inv_cdf(share)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)

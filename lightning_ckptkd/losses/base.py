@@ -30,8 +30,9 @@ class LogitLoss(nn.Module, ABC):
             teachers of the loss with each.
         scale: What the teachers' logits are multiplied by before that: a number, or ``none``; ``fitted``, each
             teacher's by its own, so that its fitted temperature is the last snapshot's, as ``selection.json`` has them
-            (see :func:`.fitted_scales`); or ``standardised``: the teachers' logits (their combination) and the
-            student's are standardised over the classes of each sample, see :func:`.losses.scale.standardised`.
+            (see :func:`.fitted_scales`); ``auto``, a soup's as by ``fitted`` and others as they are; or
+            ``standardised``: the teachers' logits (their combination) and the student's are standardised over the
+            classes of each sample, see :func:`.losses.scale.standardised`.
 
     Raises:
         ArgumentError: If an argument can't be used.
@@ -89,7 +90,7 @@ class LogitLoss(nn.Module, ABC):
             target: Class indices, shape (N,); None where the loss does not need them.
             weights: Of the teachers, shape (M,), each 0 or more and not all 0, divided by their sum; None: the same
                 for all.
-            scales: What the logits of each teacher are multiplied by, shape (M,), for ``scale="fitted"``.
+            scales: What the logits of each teacher are multiplied by, shape (M,), for ``scale`` ``fitted`` or ``auto``.
 
         Returns:
             Shape ().

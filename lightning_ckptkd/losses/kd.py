@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.losses.arguments import logit_pair, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
+from lightning_ckptkd.losses.scale import AUTO
 from lightning_ckptkd.shapes import Bool, Float, Shaped
 
 CANCELS_ABOVE = 10.0  # temperature from which on float32 leaves too little of a sum whose terms cancel
@@ -87,6 +88,10 @@ class KDLoss(LogitLoss):
         combine: See :class:`LogitLoss`.
         scale: Likewise.
     """
+
+    def __init__(self, temperature: float = 5.0, combine: str = "logits", scale: float | str = AUTO) -> None:
+        check_types(KDLoss.__init__, locals())
+        super().__init__(temperature, combine, scale)
 
     @override
     def pair(

@@ -14,8 +14,8 @@ from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.losses.arguments import at_least_float32
 from lightning_ckptkd.shapes import Float, Num
 
-NONE, FITTED, STANDARDISED = "none", "fitted", "standardised"
-SCALES = (NONE, FITTED, STANDARDISED)
+NONE, FITTED, STANDARDISED, AUTO = "none", "fitted", "standardised", "auto"
+SCALES = (NONE, FITTED, STANDARDISED, AUTO)
 _ROUNDING = 16  # machine epsilons within which a row counts as constant
 
 
@@ -77,7 +77,7 @@ def scaled(
     Args:
         teacher_logits: Shape (M, N, K).
         scale: As a loss has it.
-        scales: Of each teacher, shape (M,), for ``fitted``.
+        scales: Of each teacher, shape (M,), for ``fitted``, and for ``auto`` where a soup teaches.
 
     Raises:
         ArgumentError: If ``fitted`` has no scales, or something else has.
@@ -88,7 +88,7 @@ def scaled(
             f"{None if scales is None else tuple(scales.shape)}. DistillationModule takes them from selection.json; "
             "elsewhere give scale= a number."
         )
-    if scale != FITTED and scales is not None:
+    if scale not in (FITTED, AUTO) and scales is not None:
         raise ArgumentError(f"scales= go with scale='fitted', got scale={scale!r}. Leave one out.")
     if scales is not None:
         logits = at_least_float32(teacher_logits)

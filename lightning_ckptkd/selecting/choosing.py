@@ -71,7 +71,7 @@ def choose_by_score(
         students: Of snapshots that were tried on a student, by file: these come before all others, in the order of
             what their students tell of the labels.
     """
-    usable = [score for score in scores if score.candidate.excluded is None]
+    usable = [score for score in scores if score.ranks]
     ranked = rank(usable)
     candidates = list(ranked.candidates)
     steps = _steps(candidates)

@@ -34,6 +34,27 @@ class Features:
     hits: Tensor | None
     finite: bool
 
+    def __len__(self) -> int:
+        """N, where each sample is a row."""
+        return next((len(tensor) for tensor in self.tensors() if tensor is not None), 0)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that it holds."""
+        return self.pooled, self.spatial, self.logits, self.hits
+
+    def taken(self, places: Tensor) -> Features:
+        """Those of some samples, each of which is a row."""
+        pooled, spatial, logits, hits = (None if one is None else one[places] for one in self.tensors())
+        return Features(pooled, spatial, logits, hits, self.finite)
+
+
+def joined(first: Features, second: Features) -> Features:
+    """The features of more samples, each of which is a row."""
+    pairs = zip(first.tensors(), second.tensors(), strict=True)
+    both = (None if one is None or other is None else torch.cat([one, other]) for one, other in pairs)
+    pooled, spatial, logits, hits = both
+    return Features(pooled, spatial, logits, hits, first.finite and second.finite)
+
 
 def extract_features(
     module: nn.Module,
@@ -112,10 +133,13 @@ def find_unusable(features: Features) -> str | None:
     """Why features can't be scored: not finite, or the same for each sample; None where they can."""
     if not features.finite:
         return "its features or logits on the probe set are not finite"
+    return "its features are the same for each probe sample" if constant(features) else None
+
+
+def constant(features: Features) -> bool:
+    """Whether features are the same for each sample."""
     vectors = features.logits if features.pooled is None else features.pooled
-    if vectors is not None and bool((vectors == vectors[:1]).all()):
-        return "its features are the same for each probe sample"
-    return None
+    return vectors is not None and bool((vectors == vectors[:1]).all())
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from lightning_ckptkd.rank_zero import rank_zero_info
 from lightning_ckptkd.selecting import report
 from lightning_ckptkd.selecting.items import Harvested, read_items
 from lightning_ckptkd.selecting.picture import draw_selection
@@ -40,6 +41,8 @@ def choose_by_place(store: SnapshotStore, settings: SelectionSettings, *, progre
     """
     rule = settings.rule
     assert isinstance(rule, PositionRule)
+    if settings.race:
+        rank_zero_info(f"race=True: rule {rule.name!r} goes by position, and no snapshot is run.")
     outcome = select_by_position(harvested(store), settings, rule, progress=progress)
     selection = make_selection(store.manifest.run_id, settings, outcome)
     on_rank_zero(lambda: publish(store, selection, rule))

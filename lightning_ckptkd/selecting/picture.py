@@ -32,7 +32,10 @@ def draw_selection(selection: Selection, words: Words, store: SnapshotStore) -> 
     usable = [candidate for candidate in selection.candidates if candidate.excluded is None]
     chosen = [candidate for candidate in usable if candidate.file in selection.taught_by]
     if len(words.columns) >= 2 and _with(usable, words.columns[0].field):
-        _draw_plane(figure, left, usable, chosen, words.columns[0], words.columns[1], selection.joint)
+        ranked = [candidate for candidate in usable if candidate.scored_on is None]
+        _draw_plane(figure, left, ranked, chosen, words.columns[0], words.columns[1], selection.joint)
+        if len(ranked) < len(usable):
+            left.set_title(f"Information plane, without {len(usable) - len(ranked)} that left the race")
     elif _with(usable, "score"):
         _draw_score(left, usable, chosen, words)
     else:
@@ -94,6 +97,7 @@ def _draw_score(axes: Axes, points: Sequence[Candidate], chosen: Sequence[Candid
     axes.set(title="Score", xlabel="epoch", ylabel=_in_brackets(words.score))
     epochs, scores = _values(points, "epoch"), _values(points, "score")
     axes.errorbar(epochs, scores, yerr=_values(points, "score_error"), color=_BLUE, marker=".", ecolor=_GREY, lw=1)
+    _draw_left(axes, points, "score", _BLUE, labelled=True)
     axes.scatter(
         _values(chosen, "epoch"),
         _values(chosen, "score"),
@@ -122,6 +126,7 @@ def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candi
         known = _with(usable, name)
         if known:
             axes.plot(_values(known, "epoch"), _values(known, name), style, color=colour, marker=".", label=label)
+            _draw_left(axes, known, name, colour, labelled=name == "accuracy")
     for index, candidate in enumerate(chosen):
         axes.axvline(candidate.epoch, color=_ORANGE, lw=2, alpha=0.6, zorder=0, label="" if index else "chosen")
     axes.set_xlim(min(_values(usable, "epoch")) - 0.5, max(_values(usable, "epoch")) + 0.5)
@@ -129,6 +134,15 @@ def _draw_course(axes: Axes, usable: Sequence[Candidate], chosen: Sequence[Candi
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
+
+
+def _draw_left(axes: Axes, points: Sequence[Candidate], name: str, colour: str, *, labelled: bool) -> None:
+    """Open circles for what is known on a part of the samples alone."""
+    left = [candidate for candidate in points if candidate.scored_on is not None]
+    if left:
+        label = "left the race" if labelled else ""
+        xs, ys = _values(left, "epoch"), _values(left, name)
+        axes.plot(xs, ys, "o", mfc="white", mec=colour, ms=5, zorder=3, label=label)
 
 
 def _with(candidates: Sequence[Candidate], name: str) -> list[Candidate]:

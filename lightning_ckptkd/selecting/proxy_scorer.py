@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from lightning_ckptkd.errors import ArgumentError
@@ -16,26 +16,30 @@ from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import STUDENT
 from lightning_ckptkd.selecting.features import extract_features
 from lightning_ckptkd.selecting.items import Harvested, Item
-from lightning_ckptkd.selecting.layers import Layers, forward, placed
+from lightning_ckptkd.selecting.layers import Layers
+from lightning_ckptkd.selecting.network_stack import state_of
 from lightning_ckptkd.selecting.probe import digest
+from lightning_ckptkd.selecting.proxy_students import distil_together
+from lightning_ckptkd.selecting.proxy_teachers import ProxyTeachers
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules import ScoringRule
 from lightning_ckptkd.selecting.score import Score
 from lightning_ckptkd.selecting.score_files import scoring_key
 from lightning_ckptkd.selecting.settings import SelectionSettings
-from lightning_ckptkd.selecting.student_proxy import StudentProxy, distil_briefly
+from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.selecting.training_data import TrainingData
 from lightning_ckptkd.snapshots import Candidate
 from lightning_ckptkd.snapshots.weights import load_into
 from lightning_ckptkd.tasks.batch import Batch
-from lightning_ckptkd.tasks.outputs import get_output
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks
 
 _LOGITS_ALONE = Layers(None, False, None)
+_MOST_BYTES = 2**31  # of teachers and students that are trained side by side
+_STATES = 4  # of a student's weights: themselves, their gradients, and two that an optimiser like Adam keeps
 
 
 class ProxyScorer:
-    """Distils a copy of the student from one snapshot after another, and keeps the scores beside the snapshots'.
+    """Distils a copy of the student from each of some snapshots, and keeps the scores beside the snapshots'.
 
     Args:
         harvested: The snapshots.
@@ -85,48 +89,59 @@ class ProxyScorer:
 
             def work() -> list[Score]:
                 with borrowed(self._module, self._device):
-                    return [self._score(candidate, bar) for candidate in own]
+                    return self._score([self._items[candidate.file] for candidate in own], bar)
 
             scores = [score for part in on_all_ranks(work) for score in part]
         if current_rank() == 0:
             self._memo.gather(self._key, scores)
         return {score.candidate.file: score for score in scores}
 
-    def _score(self, candidate: Candidate, bar: Any) -> Score:
-        item = self._items[candidate.file]
-        score = self._memo.read(self._key, item.snapshot)
-        if score is None or STUDENT not in score.terms:
-            score = self._train(item, bar)
-            self._memo.write(self._key, item.snapshot, score)
-        else:
-            bar.update(self._proxy.steps)
-        return score
+    def _score(self, items: Sequence[Item], bar: Any) -> list[Score]:
+        scores = {item.snapshot.file: self._memo.read(self._key, item.snapshot) for item in items}
+        found = {file: score for file, score in scores.items() if score is not None and STUDENT in score.terms}
+        bar.update(self._proxy.steps * len(found))
+        missing = [item for item in items if item.snapshot.file not in found]
+        size = self._most_at_once()
+        for start in range(0, len(missing), size):
+            group = missing[start : start + size]
+            for item, score in zip(group, self._train(group, bar), strict=True):
+                self._memo.write(self._key, item.snapshot, score)
+                found[item.snapshot.file] = score
+        return [found[item.snapshot.file] for item in items]
 
-    def _train(self, item: Item, bar: Any) -> Score:
-        settings, proxy, file = self._settings, self._proxy, item.snapshot.file
-        load_into(self._module, item.load(), file, argument="model")
+    def _most_at_once(self) -> int:
+        """How many candidates are tried side by side."""
+        needed = _bytes_of(self._module) + _STATES * _bytes_of(self._proxy.student)
+        return max(1, _MOST_BYTES // max(1, needed))
+
+    def _train(self, items: Sequence[Item], bar: Any) -> Iterator[Score]:
+        """Train a student from each snapshot, side by side, and score it."""
+        settings, proxy, rows = self._settings, self._proxy, self._rows
+        states = []
+        for item in items:
+            load_into(self._module, item.load(), item.snapshot.file, argument="model")
+            states.append({name: tensor.detach().clone() for name, tensor in state_of(self._module).items()})
         self._module.eval()
-        student = proxy.copy_student().to(self._device)
-
-        def teacher(batch: Batch) -> Tensor:
-            output = forward(self._module, placed(self._module, batch))
-            return get_output(output, settings.logits_key, type(self._module).__name__)
 
         def batches() -> Iterator[Batch]:
             for batch in self._data.batches(proxy.steps, proxy.batch_size, settings.seed):
                 yield batch.to(self._device)
-                bar.update(1)
+                bar.update(len(items))
 
-        distil_briefly(student, teacher, batches(), proxy, self._rows.task)
-        student.eval()
-        found = extract_features(student, self._rows, _LOGITS_ALONE, proxy.logits_key, "student_proxy.logits_key")
+        teachers = ProxyTeachers(self._module, states, settings.logits_key)
+        students = distil_together(teachers, batches(), proxy, rows.task, self._device)
+        for item, student in zip(items, students, strict=True):
+            yield self._judge(item, student.eval())
+
+    def _judge(self, item: Item, student: nn.Module) -> Score:
+        proxy, rows = self._proxy, self._rows
+        found = extract_features(student, rows, _LOGITS_ALONE, proxy.logits_key, "student_proxy.logits_key")
         if not found.finite:
             raise ArgumentError(
-                f"student_proxy: after {proxy.steps} steps with {file} the student's logits are not finite. "
-                "Give student_proxy an optimizer with a lower learning rate."
+                f"student_proxy: after {proxy.steps} steps with {item.snapshot.file} the student's logits are not "
+                "finite. Give student_proxy an optimizer with a lower learning rate."
             )
         assert found.logits is not None
-        rows = self._rows
         term = rows.term(rows.task.label_gains(found.logits, rows.targets, rows.row_folds))
         candidate = replace(
             item.candidate(),
@@ -135,6 +150,11 @@ class ProxyScorer:
             student_accuracy=None if found.hits is None else rows.share(found.hits).value,
         )
         return Score(candidate, {STUDENT: term})
+
+
+def _bytes_of(network: nn.Module) -> int:
+    """What the weights of a network take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state_of(network).values())
 
 
 def _describe(proxy: StudentProxy) -> list[Any]:

@@ -38,7 +38,7 @@ def make_selection(run_id: str, settings: SelectionSettings, outcome: Outcome) -
         soup=dict(outcome.soup),
     )
     size = 0 if rows is None else len(rows)
-    return replace(found, worth=worth_of(outcome.scores, found.taught_by, settings.rule, held_out, size))
+    return replace(found, worth=worth_of(outcome.scores, found.taught_by, settings.rule, held_out, size, outcome.parts))
 
 
 def describe_probe(rows: ProbeRows) -> dict[str, Any]:

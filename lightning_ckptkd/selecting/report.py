@@ -50,7 +50,7 @@ def format_selection(selection: Selection, words: Words, store: SnapshotStore) -
             f"{candidate.global_step}",
             *(_cell(candidate, column) for column in known),
             "" if candidate.rank is None else str(candidate.rank),
-            "chosen" if candidate.file in selection.taught_by else "excluded" if candidate.excluded else "",
+            _fate(candidate, selection),
         ]
         for candidate in selection.candidates
     ]
@@ -69,12 +69,31 @@ def format_selection(selection: Selection, words: Words, store: SnapshotStore) -
     ]
     if selection.worth is not None:
         notes.insert(0, as_sentence(selection.worth))
+    notes += _race_note(selection)
     if selection.soup:
         notes.append(describe_soup(selection.soup))
     if selection.proxy:
         notes.append(_proxy_note(selection.proxy))
     files = f"Written: {store.folder / SELECTION_NAME}, {store.folder / PICTURE_NAME}"
     return "\n".join([_title(selection), format_table(header, rows), *notes, files])
+
+
+def _fate(candidate: Candidate, selection: Selection) -> str:
+    if candidate.file in selection.taught_by:
+        return "chosen"
+    if candidate.scored_on is not None:
+        return f"left at {candidate.scored_on}"
+    return "excluded" if candidate.excluded else ""
+
+
+def _race_note(selection: Selection) -> list[str]:
+    left = [candidate.scored_on for candidate in selection.candidates if candidate.scored_on is not None]
+    if not left:
+        return []
+    return [
+        f"race: {len(left)} of {len(selection.candidates)} snapshots left after a part of the samples, of which their "
+        "numbers are: by their errors they are not among the best (race=False scores all on all)"
+    ]
 
 
 def _title(selection: Selection) -> str:
@@ -111,6 +130,8 @@ def numbers_by_step(selection: Selection) -> Iterator[tuple[int, dict[str, float
         known = {name: value for name, value in numbers.items() if value is not None}
         if known:
             known["selection/chosen"] = float(candidate.file in selection.taught_by)
+        if candidate.scored_on is not None:
+            known["selection/scored_on"] = float(candidate.scored_on)
         if candidate is selection.candidates[-1]:
             known |= _numbers_of_worth(selection.worth)
         if known:

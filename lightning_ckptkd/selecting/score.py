@@ -53,6 +53,11 @@ class Score:
     candidate: Candidate
     terms: Mapping[str, Term] = field(default_factory=dict)
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it takes part in the ranking: it can be chosen, and was scored on all probe samples."""
+        return self.candidate.excluded is None and self.candidate.scored_on is None
+
 
 def values_of(terms: Sequence[Term]) -> Tensor:
     """The estimates of one kind of all snapshots, shape (S,), float64."""

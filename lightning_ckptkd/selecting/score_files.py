@@ -42,6 +42,11 @@ def scoring_key(settings: SelectionSettings, rule: ScoringRule, module: nn.Modul
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def derived_key(key: str, what: str) -> str:
+    """The key of scores that depend on something else besides."""
+    return hashlib.sha256(f"{key} {what}".encode()).hexdigest()
+
+
 class ScoreFiles:
     """The scores of a harvest, in its folder.
 

@@ -10,12 +10,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.information.joint import MOST_TEACHERS
+from lightning_ckptkd.rank_zero import rank_zero_info
+from lightning_ckptkd.selecting.batch_norm import batch_norms
 from lightning_ckptkd.selecting.borrowing import borrowed
 from lightning_ckptkd.selecting.choosing import Choice, choose_by_score, how_many
 from lightning_ckptkd.selecting.items import Harvested, Item
 from lightning_ckptkd.selecting.probe import Probe
+from lightning_ckptkd.selecting.race import Race
 from lightning_ckptkd.selecting.rows import ProbeRows
 from lightning_ckptkd.selecting.rules import DEFAULT_NUMBER, ScoringRule
 from lightning_ckptkd.selecting.score import Score
@@ -57,6 +60,8 @@ class ScoredSnapshots:
 
     Attributes:
         rows: The samples as the task lays them out.
+        scores: Of every snapshot, in the order of training.
+        parts: Of a race, by number of samples, the scores on these by file.
 
     Raises:
         SnapshotError: If a file is missing, damaged or hostile.
@@ -88,7 +93,14 @@ class ScoredSnapshots:
 
         self._scorer = on_each_rank(prepare)
         self.rows: ProbeRows = self._scorer.rows
-        self.scores = spread(harvested.items, self._score_all, progress=progress)
+        race = self._race(proxy=need_logits)
+        self.parts: Mapping[int, Mapping[str, Score]] = {}
+        self._kept: Mapping[str, Sequence[Score]] | None = None
+        if race is None:
+            self.scores = spread(harvested.items, self._score_all, progress=progress)
+        else:
+            finish = race.run(harvested.items, self._most_chosen(), progress=progress)
+            self.scores, self.parts, self._kept = finish.scores, finish.parts, finish.kept
 
     def choose(self, students: Mapping[str, Score] | None = None) -> Choice:
         """Rank the snapshots and choose; see :func:`.choosing.choose_by_score`.
@@ -112,18 +124,31 @@ class ScoredSnapshots:
             progress: Whether rank 0 shows a progress bar.
 
         Raises:
-            SnapshotError: If a file is damaged, weights can't be averaged, or the soup can't be written.
+            SnapshotError: If a file is damaged, weights can't be averaged, or the soup can't be written; of a soup that
+                nobody asked for, that is only why there is none.
         """
         commit, name = self._harvested.commit_soup, self._rule.soup_term
         assert commit is not None and name is not None, "the settings have checked it"
         settings = self._settings
         items = {item.snapshot.file: item for item in self._harvested.items}
-        terms = {score.candidate.file: score.terms[name] for score in self.scores if score.candidate.excluded is None}
+        terms = {score.candidate.file: score.terms[name] for score in self.scores if score.ranks}
         places = {file: place for place, file in enumerate(terms)}
         ranked = sorted((one for one in choice.candidates if one.rank is not None), key=lambda one: one.rank or 0)
         members = [Member(items[one.file], terms[one.file], places[one.file]) for one in ranked]
 
         def make() -> tuple[dict[str, Any], tuple[str, ...]]:
+            if settings.ensemble is None and data is None and batch_norms(self._module):
+                why = "BatchNorm statistics of a soup need training data (train=), and there are none"
+                return {"taken": False, "kind": soup.kind, "why": why}, choice.chosen
+            try:
+                return make_and_commit()
+            except Exception as error:  # of training data, say: a soup that nobody asked for costs no choice
+                if settings.ensemble is not None:
+                    raise
+                reason = str(error) if isinstance(error, CkptKDError) else f"{type(error).__name__}: {error}"
+                return {"taken": False, "kind": soup.kind, "why": reason.rstrip(".")}, choice.chosen
+
+        def make_and_commit() -> tuple[dict[str, Any], tuple[str, ...]]:
             with borrowed(self._module, self._device):
                 builder = SoupBuilder(
                     soup,
@@ -147,7 +172,32 @@ class ScoredSnapshots:
 
     def keep(self) -> None:
         """Keep the scores for later selections; rank 0 alone."""
-        self._harvested.memo.gather(self._key, self.scores)
+        kept = {self._key: self.scores} if self._kept is None else self._kept
+        for key, scores in kept.items():
+            self._harvested.memo.gather(key, scores)
+
+    def _most_chosen(self) -> int:
+        """How many are chosen at most."""
+        wanted = self._rule.num_teachers if self._settings.num_teachers is None else self._settings.num_teachers
+        return MOST_TEACHERS if isinstance(wanted, str) else wanted
+
+    def _race(self, *, proxy: bool) -> Race | None:
+        """The race, where there is one."""
+        settings, items, memo = self._settings, self._harvested.items, self._harvested.memo
+        if settings.race is False or len(items) <= self._most_chosen():
+            return None
+        if on_rank_zero(lambda: all(memo.read(self._key, item.snapshot) is not None for item in items)):
+            return None  # the full table is there
+        found: Race | str = "a student_proxy tries snapshots in the order of all scores"
+        if not proxy:
+            found = on_each_rank(
+                lambda: Race.of(self._scorer, settings, self._rule, self._module, self._device, memo, self._key)
+            )
+        if isinstance(found, Race):
+            return found
+        if settings.race:
+            rank_zero_info(f"race=True: all snapshots are scored on all probe samples, since {found}.")
+        return None
 
     def _score_all(self, items: Iterable[Item]) -> list[Score]:
         with borrowed(self._module, self._device):
@@ -164,7 +214,7 @@ class ScoredSnapshots:
 
     def _can_join(self) -> bool:
         """Whether what several snapshots tell together can be had, where only a rule's default asks for it."""
-        if self._settings.ensemble != "top" or not self._rule.joint:
+        if self._settings.ensemble_or_default != "top" or not self._rule.joint:
             return False
         try:
             self._rule.check_rows(self.rows, joint=True)

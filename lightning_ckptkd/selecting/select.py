@@ -40,6 +40,7 @@ class Outcome:
         proxy: Student, budget and cost in seconds of a proxy distillation; empty where there was none.
         scores: Of every snapshot, in the order of training.
         soup: What is recorded of a soup; likewise.
+        parts: Of a race, by number of samples, the scores on these by file; likewise.
     """
 
     choice: Choice
@@ -47,6 +48,7 @@ class Outcome:
     proxy: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[Score] = ()
     soup: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[int, Mapping[str, Score]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def select_by_score(
     _check_count(harvested, settings)
     needed = trial is not None
     scored = ScoredSnapshots(harvested, settings, rule, module, probe, device, need_logits=needed, progress=progress)
-    outcome = Outcome(scored.choose(), scored.rows, scores=scored.scores)
+    outcome = Outcome(scored.choose(), scored.rows, scores=scored.scores, parts=scored.parts)
     on_rank_zero(scored.keep)
     if trial is not None:
         outcome = _try_students(harvested, settings, rule, module, scored, outcome, trial, device, progress=progress)

@@ -23,18 +23,19 @@ class SelectionSettings:
 
     rule: Rule = field(default_factory=MI)
     num_teachers: int | str | None = None
-    ensemble: str | Soup = "top"
+    ensemble: str | Soup | None = None
     logits_key: str | int | None = None
     task: Task | str = AUTO
     ignore_index: int = -100
     batch_size: int = 256
     seed: int = 0
+    race: bool | None = False
 
     def __post_init__(self) -> None:
         check_types(SelectionSettings, vars(self))
         if not isinstance(self.rule, (PositionRule, ScoringRule)):
             raise ArgumentError(f"rule={self.rule.name!r} should be a ScoringRule or a PositionRule.")
-        if self.soup is None and self.ensemble not in ENSEMBLES:
+        if self.soup is None and self.ensemble not in (None, *ENSEMBLES):
             near = near_names(str(self.ensemble), (*ENSEMBLES, SOUP))
             raise ArgumentError(f"ensemble={self.ensemble!r} is unknown. Near names: {near}.")
         if self.soup is not None and (self.scoring is None or self.scoring.soup_term is None):
@@ -73,8 +74,16 @@ class SelectionSettings:
 
     @property
     def soup(self) -> Soup | None:
-        """How a soup is made, where one is asked for."""
-        return Soup.of(self.ensemble)
+        """How a soup is made, where one is asked for or is the default."""
+        if self.ensemble is not None:
+            return Soup.of(self.ensemble)
+        measures = self.scoring is not None and self.scoring.soup_term is not None
+        return Soup() if measures and self.num_teachers is None and not self.race else None
+
+    @property
+    def ensemble_or_default(self) -> str | Soup:
+        """How a set is chosen: without ``ensemble`` by a soup, or ``top`` where a set or a race is asked for."""
+        return self.ensemble or self.soup or "top"
 
     @property
     def joint(self) -> bool:
@@ -103,12 +112,14 @@ class SelectionSettings:
 
     def describe(self, task: Task | None) -> dict[str, Any]:
         """For the record, with the task that was taken; None where the snapshots were not run."""
+        ensemble = self.ensemble_or_default
         return {
             "rule": self.rule.describe(),
             "num_teachers": self.num_teachers,
-            "ensemble": self.ensemble.describe() if isinstance(self.ensemble, Soup) else self.ensemble,
+            "ensemble": ensemble.describe() if isinstance(ensemble, Soup) else ensemble,
             "logits_key": self.logits_key,
             "task": None if task is None else task.describe(),
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "race": self.race,
         }

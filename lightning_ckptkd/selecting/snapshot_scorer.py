@@ -16,9 +16,10 @@ from lightning_ckptkd.selecting.items import Item
 from lightning_ckptkd.selecting.looking import look, tell_of_missing_classes
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules import ScoringRule
+from lightning_ckptkd.selecting.rules import Scorer, ScoringRule
 from lightning_ckptkd.selecting.score import Score, Term
 from lightning_ckptkd.selecting.settings import SelectionSettings
+from lightning_ckptkd.snapshots import Candidate
 from lightning_ckptkd.snapshots.weights import find_non_finite, load_into
 
 Prepare = Callable[[nn.Module], None]
@@ -81,13 +82,26 @@ class SnapshotScorer:
         candidate = item.candidate(excluded_by(weights))
         if candidate.excluded is not None:
             return Score(candidate)
-        features = self._run(item, weights)
+        return self.measure(candidate, self.run(weights, item.snapshot.file, self.rows))
+
+    def measure(
+        self, candidate: Candidate, features: Features, rows: ProbeRows | None = None, scorer: Scorer | None = None
+    ) -> Score:
+        """Score what a snapshot made of the samples, or of a part of them.
+
+        Args:
+            candidate: What is known of it.
+            features: What it made of them.
+            rows: The part; None for all.
+            scorer: The rule, prepared for the part.
+        """
+        rows, scorer = self.rows if rows is None else rows, self.scorer if scorer is None else scorer
         if reason := find_unusable(features):
             return Score(replace(candidate, excluded=reason))
         if features.hits is not None:
-            candidate = replace(candidate, accuracy=self.rows.share(features.hits).value)
-        candidate = replace(candidate, temperature=self._temperature(features))
-        terms = self.scorer.score(features)
+            candidate = replace(candidate, accuracy=rows.share(features.hits).value)
+        candidate = replace(candidate, temperature=_temperature(features, rows))
+        terms = scorer.score(features)
         numbers = [number for term in terms.values() for number in (term.value, *term.replicates)]
         if not all(map(math.isfinite, numbers)):
             return Score(replace(candidate, excluded="its score on the probe set is not finite"))
@@ -113,21 +127,29 @@ class SnapshotScorer:
         measure = getattr(scorer, "held_out", None)  # which spares the other terms
         term = scorer.score(features)[name] if measure is None else measure(features)
         finite = all(map(math.isfinite, (term.value, *term.replicates)))
-        return HeldOutTerm(term if finite else None, self._temperature(features))
+        return HeldOutTerm(term if finite else None, _temperature(features, self.rows))
 
     def features(self, item: Item) -> Features:
         """What a snapshot that was scored makes of the probe samples."""
-        return self._run(item, item.load())
+        return self.run(item.load(), item.snapshot.file, self.rows)
 
-    def _temperature(self, features: Features) -> float | None:
-        if features.logits is None or not self.rows.task.classes:
-            return None
-        return fitted_temperature(features.logits, self.rows.targets)
+    def run(self, weights: Mapping[str, Tensor], file: str, rows: ProbeRows) -> Features:
+        """What weights make of some samples.
 
-    def _run(self, item: Item, weights: Mapping[str, Tensor]) -> Features:
-        load_into(self._module, weights, item.snapshot.file, argument="model")
+        Args:
+            weights: Of the module.
+            file: Theirs, for messages.
+            rows: The samples, laid out.
+        """
+        load_into(self._module, weights, file, argument="model")
         self._module.eval()
-        return extract_features(self._module, self.rows, self._reading.layers, self._settings.logits_key)
+        return extract_features(self._module, rows, self._reading.layers, self._settings.logits_key)
+
+
+def _temperature(features: Features, rows: ProbeRows) -> float | None:
+    if features.logits is None or not rows.task.classes:
+        return None
+    return fitted_temperature(features.logits, rows.targets)
 
 
 def check_snapshot(item: Item) -> Score:

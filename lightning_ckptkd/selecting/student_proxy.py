@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.alone import detach
-from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.calling import call
 from lightning_ckptkd.tasks.outputs import get_output
@@ -28,9 +26,21 @@ class StudentProxy:
     """What :class:`MISelector` needs to count the student in: the budget of a short distillation.
 
     The paper names it as its limit that mutual information ignores the student. With a proxy, the best snapshots by
-    the selector's rule each teach a copy of ``student`` for ``steps`` steps, all copies with the same weights at
-    first and the same samples in the same order, and are ranked by how much their student then tells of the labels
-    of the probe set, in nats.
+    the selector's rule each teach a copy of ``student`` for ``steps`` steps, and are ranked by how much their student
+    then tells of the labels of the probe set, in nats.
+
+    The comparison is a paired one: all copies have the same weights at first, the same samples in the same order with
+    the same augmentation, and the same random numbers of their own (dropout). So each batch is read, decoded and moved
+    once, and all candidates step on it before the next one. Students whose layers give few numbers, 49,152 a batch on
+    average, step as one network with stacked weights, where the optimiser is one of torch's that step weight by weight
+    and the first step shows the same loss and gradient up to rounding: 1e-4 of the largest. All others step one after
+    another, with the very results of one candidate alone. So scores of stacked students depend, in their last digits,
+    on how many step together: on the number of ranks, say. Batch hooks that look at the module's weights see those of
+    the first candidate.
+
+    In memory are the weights of the candidates and, four times, those of their students, up to 2 GiB at once; where
+    that is too little for all, the batches are read again for the next few. An interrupted proxy goes on with the
+    candidates that did not share their steps with the one that was interrupted.
 
     Attributes:
         student: The network to be distilled later; it returns logits. Its weights are not touched.
@@ -124,39 +134,3 @@ class StudentProxy:
         student = self.copy_student().cpu().eval()
         with torch.no_grad():
             self.check_logits(self.logits(student, batch), teacher)
-
-
-def distil_briefly(
-    student: nn.Module,
-    teacher: Callable[[Batch], Tensor],
-    batches: Iterable[Batch],
-    proxy: StudentProxy,
-    task: Task,
-) -> None:
-    """Train a student in place for ``proxy.steps`` steps on the logits of one teacher.
-
-    Args:
-        student: Is left in training mode.
-        teacher: Gives its output (N, ...), without gradient.
-        batches: On the student's device; at least as many as there are steps.
-        proxy: The budget and the weights of the loss.
-        task: Gives the loss itself.
-
-    Raises:
-        ArgumentError: If student and teacher have different numbers of classes.
-    """
-    student.train()
-    optimizer = proxy.optimizer(student.parameters())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / proxy.steps)
-    soft_loss = task.kd_loss(proxy.temperature)
-    for _, batch in zip(range(proxy.steps), batches, strict=False):
-        target = teacher(batch)
-        output = proxy.logits(student, batch)
-        proxy.check_logits(output, target)
-        rows = task.rows(output, target.unsqueeze(0), batch.targets)
-        loss = proxy.alpha * task.hard_loss(rows.student, rows.targets)
-        loss = loss + (1 - proxy.alpha) * soft_loss(rows.student, rows.teachers, rows.targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()

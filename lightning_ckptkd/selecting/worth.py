@@ -7,21 +7,44 @@ snapshots on the same probe samples, with the jackknife's error of the differenc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from torch import Tensor
 
-from lightning_ckptkd.information.uncertainty import jackknife_error
+from lightning_ckptkd.information.uncertainty import jackknife_error, student_quantile
 from lightning_ckptkd.selecting.rules import HeldOut, Rule
-from lightning_ckptkd.selecting.score import Score, replicates_of, values_of
+from lightning_ckptkd.selecting.score import Score, Term, replicates_of, values_of
 from lightning_ckptkd.snapshots import Candidate, Worth
 
 LEAST_NATS = 0.02  # a loss below it is too little to matter, however sure it is
 COARSE_NATS = 0.05  # a probe by which such a loss would not be seen can't say that there is none
 LEAST_SAMPLES = 100  # of a probe: below it, a jackknife of 20 groups has less than five samples in each
 _DOUBT = 0.025  # that any of all snapshots differs from the last one by chance alone, on one side
+
+
+@dataclass(frozen=True)
+class _Left:
+    """A snapshot that is known on a part of the samples.
+
+    Attributes:
+        before: How many of the snapshots of the course come before it in training.
+        term: What it tells, on that part.
+        others: What the snapshots of the course tell on the same part, in their order; missing where that is not known.
+    """
+
+    before: int
+    term: Term
+    others: Mapping[int, Term]
+
+    def equals(self, place: int, most: float, least: float) -> bool:
+        """Whether it may be equal to the snapshot of that place."""
+        other = self.others.get(place)
+        if other is None:
+            return True
+        pair = replicates_of([other, self.term])
+        error = float(jackknife_error(pair[:, 0] - pair[:, 1]))
+        return abs(other.value - self.term.value) <= max(most * error, least)
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,7 @@ class _Course:
         replicates: Without each group of samples in turn, shape (G, S).
         chosen: Places of the chosen ones.
         most: Standard errors up to which a difference may be chance; more where there are more snapshots to differ.
+        left: Those that left a race, and are no part of the above.
     """
 
     names: Sequence[str]
@@ -41,6 +65,7 @@ class _Course:
     replicates: Tensor
     chosen: Sequence[int]
     most: float
+    left: Sequence[_Left] = ()
 
     def lacks(self) -> tuple[float, float]:
         """What the last snapshot lacks against the mean of the chosen ones, and its standard error."""
@@ -62,7 +87,14 @@ class _Course:
         return 1 + max((place for place, same in enumerate(equal) if not same), default=-1)
 
 
-def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_out: HeldOut | None, size: int) -> Worth:
+def worth_of(
+    scores: Sequence[Score],
+    chosen: Sequence[str],
+    rule: Rule,
+    held_out: HeldOut | None,
+    size: int,
+    parts: Mapping[int, Mapping[str, Score]] | None = None,
+) -> Worth:
     """Whether a choice matters, in one sentence.
 
     It does where the last snapshot lacks ``LEAST_NATS`` or more, and more than chance would give the largest of as many
@@ -75,21 +107,24 @@ def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_ou
         rule: That chose.
         held_out: What of its terms says how much a snapshot tells of the labels; None: none does.
         size: Number of probe samples.
+        parts: Where there was a race: by number of samples, the scores by file on that part.
     """
-    usable = [score for score in scores if score.candidate.excluded is None]
+    usable = [score for score in scores if score.ranks]
+    everybody = [score for score in scores if score.candidate.excluded is None]
     places = [place for place, score in enumerate(usable) if score.candidate.file in chosen]
     if held_out is None or not places or any(held_out.term not in score.terms for score in usable):
         return _unknown(
             f"rule {rule.name!r} does not measure what snapshots tell of held-out labels ('mi' and 'loss' do)"
         )
     terms = [score.terms[held_out.term] for score in usable]
-    name = _namer([score.candidate for score in usable])
+    name = _namer([score.candidate for score in everybody])
     course = _Course(
         [name(score.candidate) for score in usable],
         values_of(terms),
         replicates_of(terms),
         places,
-        _quantile(1 - _DOUBT / len(usable), len(terms[0].replicates) - 1),
+        student_quantile(1 - _DOUBT / len(everybody), len(terms[0].replicates) - 1),
+        _left(everybody, held_out.term, parts or {}),
     )
     last = "the last snapshot" if usable[-1] is scores[-1] else f"the last usable snapshot ({course.names[-1]})"
     if held_out.unit != "nats":
@@ -97,6 +132,21 @@ def worth_of(scores: Sequence[Score], chosen: Sequence[str], rule: Rule, held_ou
     if size < LEAST_SAMPLES:
         return _unknown(f"a probe of {size} samples is too small, {LEAST_SAMPLES} or more are needed")
     return _in_nats(course, last, size)
+
+
+def _left(everybody: Sequence[Score], term: str, parts: Mapping[int, Mapping[str, Score]]) -> list[_Left]:
+    found: list[_Left] = []
+    ranked = [score.candidate.file for score in everybody if score.ranks]
+    before = 0
+    for score in everybody:
+        if score.ranks:
+            before += 1
+            continue
+        part = parts.get(score.candidate.scored_on or 0, {})
+        others = {place: part[file].terms for place, file in enumerate(ranked) if file in part}
+        known = {place: terms[term] for place, terms in others.items() if term in terms}
+        found.append(_Left(before, score.terms[term], known))
+    return found
 
 
 def _in_nats(course: _Course, last: str, size: int) -> Worth:
@@ -107,7 +157,9 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
     if sure and lacks >= LEAST_NATS:
         best = int(course.values.argmax())
         until = max(place for place, equal in enumerate(course.equal(best, LEAST_NATS)) if equal)
-        fallen = f"over-fitted after {course.names[until]}: " if until < len(course.names) - 1 else ""
+        later = any(one.before > until and one.equals(best, course.most, LEAST_NATS) for one in course.left)
+        known = " at the earliest" if later else ""
+        fallen = f"over-fitted after {course.names[until]}{known}: " if until < len(course.names) - 1 else ""
         return Worth(lacks, error, True, f"{fallen}{last} lacks {shown}{many} of the chosen")
     if not sure and course.most * error > COARSE_NATS:
         enough = 100 * math.ceil(size * (course.most * error / COARSE_NATS) ** 2 / 100)
@@ -125,7 +177,12 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
     for least, within in ((0.0, "their errors"), (LEAST_NATS, f"{LEAST_NATS} nats")):
         since = course.level_since(least)
         if since <= min(course.chosen) and since < len(course.names) - 1:
-            words = "all snapshots" if since == 0 else f"all snapshots from {course.names[since]} on"
+            among = (
+                " that were scored on all samples"
+                if any(one.before > since or not since for one in course.left)
+                else ""
+            )
+            words = f"all snapshots{among}" if since == 0 else f"all snapshots{among} from {course.names[since]} on"
             return Worth(lacks, error, False, f"nothing to choose: {words} are equal within {within}")
     if course.chosen == [len(course.names) - 1]:
         return Worth(lacks, error, False, f"nothing gained by the choice: {last} is what was chosen")
@@ -143,12 +200,6 @@ def _in_other_units(course: _Course, rule: Rule, held_out: HeldOut, last: str) -
 
 def _unknown(why: str) -> Worth:
     return Worth(None, None, None, f"it can't be said whether the choice matters: {why}")
-
-
-def _quantile(share: float, degrees: int) -> float:
-    """Of Student's t, since a jackknife of few groups is not sure of its error; by Cornish and Fisher's expansion."""
-    z = NormalDist().inv_cdf(share)
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def _number(value: float, error: float) -> str:

@@ -39,8 +39,11 @@ class Candidate:
         label_term: The normalised I(Y;F).
         score: What the rule ranks by, larger is better; None where the rule goes by position.
         score_error: Its standard error.
-        rank: 1 for the best; None for a snapshot that is excluded, or that a rule by position passes over.
+        rank: 1 for the best; None for a snapshot that is excluded, that left a race, or that a rule by position passes
+            over.
         excluded: Why the snapshot can't be chosen; None if it can.
+        scored_on: Of a snapshot that left a race early, how many of the probe samples it was scored on, of which its
+            numbers are then; it has no rank. None where it is all that there are.
     """
 
     file: str
@@ -62,6 +65,7 @@ class Candidate:
     score_error: float | None = None
     rank: int | None = None
     excluded: str | None = None
+    scored_on: int | None = None
 
 
 @dataclass(frozen=True)
@@ -265,4 +269,5 @@ def read_candidate(fields: Fields) -> Candidate:
         score_error=fields.optional_number("score_error"),
         rank=None if fields.optional_number("rank") is None else fields.natural("rank"),
         excluded=fields.optional_text("excluded"),
+        scored_on=None if fields.optional_number("scored_on") is None else fields.natural("scored_on"),
     )

@@ -15,6 +15,7 @@ from lightning_ckptkd.losses.arguments import at_least_float32
 from lightning_ckptkd.losses.combine import normalised_weights
 from lightning_ckptkd.losses.hard import cross_entropy
 from lightning_ckptkd.losses.kd import CANCELS_ABOVE, kd_loss_of_planes
+from lightning_ckptkd.losses.scale import AUTO as SCALES_SOUPS
 from lightning_ckptkd.losses.scale import NONE as UNSCALED
 from lightning_ckptkd.shapes import Float, Int, Num, Shaped
 from lightning_ckptkd.tasks.base import Task
@@ -98,7 +99,7 @@ class Dense(Placewise):
     ) -> Float[Tensor, ""]:
         if not isinstance(rows, PlaneRows) or not isinstance(kd_loss, KDLoss) or type(kd_loss) is not KDLoss:
             return super().distilled(kd_loss, rows, weights, scales)
-        if kd_loss.scale != UNSCALED:
+        if scales is not None or kd_loss.scale not in (UNSCALED, SCALES_SOUPS):
             return super().distilled(kd_loss, rows, weights, scales)
         if kd_loss.combine != "logits" or kd_loss.temperature > CANCELS_ABOVE or rows.teacher_planes is None:
             return super().distilled(kd_loss, rows, weights)

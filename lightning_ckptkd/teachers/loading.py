@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
+from lightning_ckptkd.losses.scale import FITTED
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of, selected_task
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
-from lightning_ckptkd.teachers.scales import fitted_scales
+from lightning_ckptkd.teachers.scales import scales_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def load_teachers(
     *,
     submodule: str | None = None,
     logits_key: str | int | None = None,
-    scaled: bool = False,
+    scale: str | None = None,
 ) -> LoadedTeachers:
     """The chosen snapshots of each harvest as one ensemble, in the order of the harvests.
 
@@ -107,7 +108,7 @@ def load_teachers(
             has it.
         submodule: Part of the snapshots' weights to load.
         logits_key: Where the logits are in a teacher's output.
-        scaled: Whether scales are asked for.
+        scale: Of a loss that asks for scales: ``fitted`` or ``auto``.
 
     Raises:
         ArgumentError: If the choice or the weights can't be used.
@@ -126,8 +127,8 @@ def load_teachers(
         own = choose_teachers(store, choice)
         if weights == "score":
             scores += scores_of(store, own)
-        if scaled:
-            scales += fitted_scales(store, own)
+        if scale is not None:
+            scales += scales_of(store, own, scale)
         loaded = TeacherEnsemble.load(store, own, teacher, submodule=submodule, logits_key=logits_key)
         members += loaded.members
         names += [name if len(harvests) == 1 else f"{folder}: {name}" for name in loaded.names]
@@ -137,4 +138,5 @@ def load_teachers(
             tasks[folder] = task
     counts = None if weights is None else check_weights(scores or weights, len(chosen))
     ensemble = TeacherEnsemble(members, names, logits_key)
-    return LoadedTeachers(ensemble, tuple(chosen), counts, tasks, torch.tensor(scales) if scaled else None)
+    differ = scale == FITTED or any(factor != 1 for factor in scales)
+    return LoadedTeachers(ensemble, tuple(chosen), counts, tasks, torch.tensor(scales) if differ else None)

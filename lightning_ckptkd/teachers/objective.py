@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.losses import DKDLoss, LogitLoss
 from lightning_ckptkd.losses.arguments import check_temperature
-from lightning_ckptkd.losses.scale import FITTED
+from lightning_ckptkd.losses.scale import AUTO, FITTED
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.infer import infer_task, make_task
@@ -65,7 +65,8 @@ class Objective:
         self.task = make_task(task, ignore_index)
         if self.task is not None:
             self.task.check_kd_loss(kd_loss)
-        panel.is_scaled = isinstance(kd_loss, LogitLoss) and kd_loss.scale == FITTED
+        scale = AUTO if kd_loss is None else kd_loss.scale if isinstance(kd_loss, LogitLoss) else None
+        panel.scale = scale if isinstance(scale, str) and scale in (FITTED, AUTO) else None
         self._panel, self._alpha, self._temperature, self._kd_loss = panel, alpha, temperature, kd_loss
         self._ignore_index = ignore_index
         self._values_checked = False

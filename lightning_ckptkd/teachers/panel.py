@@ -55,7 +55,7 @@ class TeacherPanel:
         acceleration: How they may run.
         where: The harvest's folder, or a list of several.
         is_weighted: Whether they count differently.
-        is_scaled: Whether the loss brings their logits to one scale, so that their fitted temperatures are needed.
+        scale: Of a loss that may need their fitted temperatures, ``fitted`` or ``auto``; else None.
         tasks: Harvest to the task that its selection read the targets as, where one chose the teachers.
 
     Raises:
@@ -85,7 +85,7 @@ class TeacherPanel:
         self.ensemble: TeacherEnsemble | None = None
         self.features = FeatureMatcher(feature_matching)
         self.is_weighted = weights is not None
-        self.is_scaled = False
+        self.scale: str | None = None
         self._load = partial(load_teachers, harvests, choice, weights, submodule=submodule, logits_key=logits_key)
         self.schedule = AllTeachers() if schedule is None else schedule
         # folding and compiling change what layers give
@@ -124,7 +124,7 @@ class TeacherPanel:
         if self.ensemble is not None:
             return
         try:
-            loaded = on_each_rank(partial(self._load, scaled=self.is_scaled))
+            loaded = on_each_rank(partial(self._load, scale=self.scale))
         except SnapshotError as error:
             if fitting:
                 raise

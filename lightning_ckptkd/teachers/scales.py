@@ -6,10 +6,38 @@ from collections.abc import Sequence
 
 from lightning_ckptkd.errors import TeacherError
 from lightning_ckptkd.information.temperature import COLDEST, HOTTEST
-from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore
+from lightning_ckptkd.losses.scale import AUTO
+from lightning_ckptkd.rank_zero import rank_zero_info
+from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore, SoupSnapshot
 
 _NEAR = 1.001  # an end of the range of temperatures within which there is no best one
 _INSTEAD = "give scale='standardised' or a number"
+
+
+def scales_of(store: SnapshotStore, chosen: Sequence[Snapshot], scale: str) -> list[float]:
+    """What each teacher's logits are multiplied by.
+
+    Args:
+        store: The harvest.
+        chosen: Teachers from it.
+        scale: ``fitted``, or ``auto``: a soup's as by ``fitted`` where its temperature is known, else 1.
+
+    Raises:
+        SnapshotError: As :func:`fitted_scales`, for ``fitted``.
+        TeacherError: Likewise.
+    """
+    if scale != AUTO:
+        return fitted_scales(store, chosen)
+    as_they_are = [1.0] * len(chosen)
+    if not any(isinstance(snapshot, SoupSnapshot) for snapshot in chosen):
+        return as_they_are
+    if Selection.read(store).soup.get("temperature") is None:  # of numbers, say
+        return as_they_are
+    try:
+        return fitted_scales(store, chosen)
+    except TeacherError as error:
+        rank_zero_info(f"The soup teaches with its logits as they are. {error}")
+        return as_they_are
 
 
 def fitted_scales(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[float]:

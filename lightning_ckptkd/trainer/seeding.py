@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 
 
 def seed_all(seed: int) -> None:
@@ -34,13 +37,49 @@ def seed_by(*key: int | str) -> None:
 @contextlib.contextmanager
 def keep_random_state() -> Iterator[None]:
     """Put the states of Python's, NumPy's and torch's CPU generators back at the end of the block."""
-    states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
+    state = RandomState.of("cpu")
     try:
         yield
     finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
-        torch.default_generator.set_state(states[2])
+        state.restore()
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The states of Python's, NumPy's and torch's CPU generators, and of one GPU's.
+
+    Attributes:
+        python: As the library gives it.
+        numpy: Likewise.
+        cpu: Of torch's.
+        gpu: Likewise; None where the device is no CUDA device.
+        device: Which it is.
+    """
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    gpu: Tensor | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, device: torch.device | str) -> RandomState:
+        """As they are now.
+
+        Args:
+            device: What draws besides the CPU.
+        """
+        where = torch.device(device)
+        gpu = torch.cuda.get_rng_state(where) if where.type == "cuda" else None
+        return cls(random.getstate(), numpy.random.get_state(), torch.default_generator.get_state(), gpu, where)
+
+    def restore(self) -> None:
+        """Put them back."""
+        random.setstate(self.python)
+        numpy.random.set_state(self.numpy)
+        torch.default_generator.set_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, self.device)
 
 
 def random_state() -> tuple[object, ...]:

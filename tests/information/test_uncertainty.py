@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.coverage import measure, usual
+from benchmarks.selection.coverage import measure, usual
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 
@@ -31,7 +31,7 @@ def test_the_error_of_a_mean() -> None:
 )
 def test_two_standard_errors_cover(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """100 draws; the whole study, with 200 of each, is in docs/estimators.md."""
-    monkeypatch.setattr("benchmarks.coverage.LIMIT", 50_000)
+    monkeypatch.setattr("benchmarks.selection.coverage.LIMIT", 50_000)
     (found,) = [measure(case, draw, gains, 1000, 100) for case, draw, gains in usual() if case == name]
     assert found.covered >= 0.85
     assert found.error == pytest.approx(found.spread, rel=0.3)

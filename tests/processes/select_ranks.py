@@ -26,10 +26,12 @@ def main(harvest: Path) -> None:
         "top": MISelector(num_teachers=2),
         "greedy": MISelector(num_teachers=2, ensemble="greedy"),
         "soup": MISelector(num_teachers=2, ensemble=Soup(kind="window", window=3)),
+        "race": MISelector(num_teachers=1, race=True),
         "proxy": MISelector(num_teachers=2, student_proxy=proxy),
     }
     for name, selector in selectors.items():
-        selector.select(harvest, Project(), loader, training, progress=False)
+        samples = DataLoader(digits(1000, 1500), 64) if name == "race" else loader
+        selector.select(harvest, Project(), samples, training, progress=False)
         if dist.get_rank() == 0:
             (harvest / "selection.json").rename(harvest / f"{name}.json")
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The experiments of docs/reliability.md at counts that take seconds; benchmarks/reliability.py runs them in full."""
+"""The experiments of docs/reliability.md at counts that take seconds; benchmarks/reliability/ runs them in full."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from lightning_ckptkd import (
 from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.information.folds import assign_folds
 from lightning_ckptkd.information.label import head_gains
-from lightning_ckptkd.selecting import student_proxy
+from lightning_ckptkd.selecting import network_stack, proxy_scorer, proxy_students
+from lightning_ckptkd.selecting.network_stack import in_turn
 from lightning_ckptkd.selecting.proxy_scorer import ProxyScorer
-from lightning_ckptkd.selecting.student_proxy import distil_briefly
+from lightning_ckptkd.selecting.proxy_students import ProxyLoss, StackedStudents, StudentsInTurn, distil_together
+from lightning_ckptkd.selecting.proxy_teachers import ProxyTeachers
 from lightning_ckptkd.selecting.training_data import TrainingData
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.tasks.batch import Batch
@@ -43,6 +46,17 @@ def linear(classes: int = 10) -> nn.Module:
 
 def small_proxy(**options: Any) -> StudentProxy:
     return StudentProxy(**{"student": linear(), "steps": 5, "candidates": 3, "batch_size": 16, **options})
+
+
+def teachers_of(count: int) -> ProxyTeachers:
+    """Linear ones, each with weights of its own."""
+    states = [network_stack.state_of(make_linear(seed)) for seed in range(count)]
+    return ProxyTeachers(linear().eval(), states, None)
+
+
+def make_linear(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
 def train() -> DataLoader[Any]:
@@ -148,13 +162,14 @@ def test_cancelled_and_taken_up_again(
     trained: list[str] = []
     real = ProxyScorer._train
 
-    def train_two(self: ProxyScorer, item: Any, bar: Any) -> Any:
+    def train_two(self: ProxyScorer, items: Any, bar: Any) -> Any:
         if len(trained) == 2:
             raise KeyboardInterrupt
-        trained.append(item.snapshot.file)
-        return real(self, item, bar)
+        trained.extend(item.snapshot.file for item in items)
+        return real(self, items, bar)
 
     monkeypatch.setattr(ProxyScorer, "_train", train_two)
+    monkeypatch.setattr(proxy_scorer, "_MOST_BYTES", 1)  # one after another, in the very steps of one alone
     cancelled = select(harvest)
     assert cancelled.chosen == without.chosen and cancelled.candidates == without.candidates
     assert cancelled.proxy["cancelled"] is True
@@ -162,7 +177,7 @@ def test_cancelled_and_taken_up_again(
     monkeypatch.setattr(
         ProxyScorer,
         "_train",
-        lambda self, item, bar: (trained.append(item.snapshot.file), real(self, item, bar))[1],
+        lambda self, items, bar: (trained.extend(item.snapshot.file for item in items), real(self, items, bar))[1],
     )
     resumed = select(harvest)
     assert len(trained) == 3, "two were found"
@@ -289,7 +304,7 @@ def test_damage_is_met_before_a_student_trains(harvest: Path, monkeypatch: pytes
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    monkeypatch.setattr(student_proxy, "distil_briefly", None)
+    monkeypatch.setattr(proxy_scorer, "distil_together", None)
     with pytest.raises(SnapshotError, match="SHA-256"):
         select(harvest)
 
@@ -304,11 +319,7 @@ def test_the_learning_rate_falls_to_nothing() -> None:
 
     proxy = small_proxy(steps=4, optimizer=lambda p: Watched(p, lr=1.0))
     batches = [Batch(torch.ones(2, 64), torch.zeros(2, dtype=torch.long))] * 9
-
-    def teacher(batch: Batch) -> Tensor:
-        return torch.zeros(len(batch), 10)
-
-    distil_briefly(linear(), teacher, batches, proxy, Multiclass())
+    list(distil_together(teachers_of(1), batches, proxy, Multiclass(), "cpu"))
     assert rates == [1.0, 0.75, 0.5, 0.25]
 
 
@@ -343,3 +354,185 @@ def test_a_task_of_many_rows_a_sample(tmp_path: Path) -> None:
     images, targets = masks(100, 200)
     right = (student(images).argmax(1) == targets)[targets != IGNORED]
     assert tried[0].student_accuracy == pytest.approx(float(right.double().mean()), abs=1e-3)
+
+
+def by_hand(proxy: StudentProxy, batches: Iterable[Batch], teacher: nn.Module, seed: int) -> dict[str, Tensor]:
+    """One candidate alone, as a loop over the batches that draws its random numbers between them."""
+    torch.manual_seed(seed)
+    student = copy.deepcopy(proxy.student).train()
+    optimizer = proxy.optimizer(student.parameters())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for step, batch in enumerate(batches):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - step / proxy.steps)
+        with torch.no_grad():
+            target = teacher(batch.inputs)
+        logits = student(batch.inputs)
+        kd = nn.functional.kl_div(
+            (logits / 5).log_softmax(1), (target / 5).log_softmax(1), reduction="batchmean", log_target=True
+        )
+        optimizer.zero_grad()
+        (0.5 * (nn.functional.cross_entropy(logits, batch.targets, reduction="sum") / 8) + 0.5 * (kd * 25)).backward()
+        optimizer.step()
+    return student.state_dict()
+
+
+def noisy_batches(steps: int) -> Iterator[Batch]:
+    """Augmented with the numbers that come next."""
+    images, labels = digits(0, 8 * steps).tensors
+    for step in range(steps):
+        rows = slice(8 * step, 8 * step + 8)
+        yield Batch(images[rows] + 0.1 * torch.randn(8, *images.shape[1:]), labels[rows])
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "dropout": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 10)),
+    "BatchNorm": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    ),
+}
+OPTIMIZERS: dict[str, Callable[[Iterable[Any]], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "AdamW": lambda p: torch.optim.AdamW(
+        [{"params": [one], "weight_decay": 0.1 * (one.dim() > 1)} for one in p], lr=0.01
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["in turn", "stacked"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_together_as_each_alone(network: str, optimizer: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = record_ways(monkeypatch)
+    if way == "in turn":
+        monkeypatch.setattr(network_stack, "MOST_NUMBERS", 0)
+    torch.manual_seed(4)
+    proxy = StudentProxy(NETWORKS[network](), steps=6, optimizer=OPTIMIZERS[optimizer])
+    teachers = teachers_of(3)
+    torch.manual_seed(7)
+    students = list(distil_together(teachers, noisy_batches(6), proxy, Multiclass(), "cpu"))
+    drawn = torch.rand(1)
+    assert made == [StudentsInTurn if way == "in turn" else StackedStudents]
+    for seed, student in enumerate(students):
+        alone = by_hand(proxy, noisy_batches(6), make_linear(seed), 7)
+        assert torch.equal(torch.rand(1), drawn), "what is drawn next is what one alone would draw"
+        for name, value in student.state_dict().items():
+            if way == "in turn":
+                assert torch.equal(value, alone[name]), name
+            else:
+                torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
+    first, second = (torch.cat([p.flatten() for p in student.parameters()]) for student in students[:2])
+    assert float((first - second).detach().abs().max()) > 1e-3, "each learnt from a teacher of its own"
+
+
+def record_ways(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """The kinds of students that are trained."""
+    made: list[type] = []
+    real = proxy_students._begin
+
+    def begin(*arguments: Any) -> Any:
+        students = real(*arguments)
+        made.append(type(students))
+        return students
+
+    monkeypatch.setattr(proxy_students, "_begin", begin)
+    return made
+
+
+class Norms(torch.optim.SGD):
+    """Steps by the norm of each tensor's gradient, as LARS does."""
+
+
+class Peeking(nn.Module):
+    """Looks at its weights to decide what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x.flatten(1))
+        return x if float(self.linear.weight.detach().sum()) > 1e9 else 2 * x
+
+
+class Recurrent(nn.Module):
+    """Of a kernel that can't be stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.linear = nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.lstm(x.flatten(1).unflatten(1, (8, 8)))[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("student", "optimizer"),
+    [
+        (linear, lambda p: Norms(p, lr=0.1)),
+        (linear, lambda p: torch.optim.LBFGS(p)),
+        (Peeking, OPTIMIZERS["SGD"]),
+        (Recurrent, OPTIMIZERS["SGD"]),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 20000), nn.Linear(20000, 10)), OPTIMIZERS["SGD"]),
+    ],
+    ids=["norms", "closure", "control flow", "recurrent", "wide"],
+)
+def test_what_is_not_stacked(student: Callable[[], nn.Module], optimizer: Any) -> None:
+    batch = next(noisy_batches(1))
+    proxy = StudentProxy(student(), steps=2, optimizer=optimizer)
+    begun = proxy_students._begin(teachers_of(2), batch, proxy, ProxyLoss(proxy, Multiclass()), "cpu")
+    assert type(begun) is StudentsInTurn
+
+
+def test_a_student_whose_stack_gives_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made = network_stack.NetworkStack.run, record_ways(monkeypatch)
+    monkeypatch.setattr(network_stack.NetworkStack, "run", lambda self, work: 1.01 * real(self, work))
+    list(distil_together(teachers_of(2), noisy_batches(2), small_proxy(steps=2), Multiclass(), "cpu"))
+    assert made == [StudentsInTurn]
+
+
+def test_candidates_share_their_batches(harvest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    images = digits(0, 300)
+
+    class Watched(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 300
+
+        def __getitem__(self, index: int) -> Any:
+            read.append(index)
+            return images[index]
+
+    loader = DataLoader(Watched(), 32)
+    together = select(harvest, loader=loader)
+    assert len(read) == 16 + 5 * 16, "a batch that tells the data apart, and each step's once for all three"
+    (harvest / "scores.json").unlink()
+    monkeypatch.setattr(proxy_scorer, "_MOST_BYTES", 1)
+    apart = select(harvest, loader=loader)
+    assert len(read) == 2 * 16 + 4 * 5 * 16
+    for one, other in zip(together.candidates, apart.candidates, strict=True):
+        assert (one.student_information is None) == (other.student_information is None)
+        assert one.student_information is None or other.student_information == pytest.approx(
+            one.student_information, abs=1e-5
+        )
+
+
+def test_a_module_gets_its_own_weights_back() -> None:
+    module = linear().eval()
+    own = {name: (value.data_ptr(), value.clone()) for name, value in module.state_dict().items()}
+    teachers = ProxyTeachers(module, [network_stack.state_of(make_linear(seed)) for seed in (5, 6)], None)
+    batch = next(noisy_batches(1))
+    with pytest.raises(KeyboardInterrupt), teachers.lent():
+        assert torch.equal(teachers.logits(batch, 1), make_linear(6)(batch.inputs).detach())
+        raise KeyboardInterrupt
+    for name, value in module.state_dict().items():
+        assert (value.data_ptr(), value.tolist()) == (own[name][0], own[name][1].tolist())
+
+
+def test_each_turn_from_the_same_random_state() -> None:
+    torch.manual_seed(3)
+    expected, after = torch.rand(2), torch.rand(1)
+    torch.manual_seed(3)
+    drawn = in_turn(3, "cpu", lambda place: torch.rand(2 + place))
+    assert all(torch.equal(part[:2], expected) for part in drawn)
+    assert torch.equal(torch.rand(1), after)

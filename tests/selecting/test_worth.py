@@ -8,10 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_ckptkd import MISelector, SnapshotError, SnapshotStore
+from lightning_ckptkd.information.uncertainty import student_quantile
 from lightning_ckptkd.selecting.report import numbers_by_step
 from lightning_ckptkd.selecting.rules import MCMI, MI, Accuracy, Full, HeldOut, Rule
 from lightning_ckptkd.selecting.score import Score, Term
-from lightning_ckptkd.selecting.worth import COARSE_NATS, LEAST_NATS, _quantile, worth_of
+from lightning_ckptkd.selecting.worth import COARSE_NATS, LEAST_NATS, worth_of
 from lightning_ckptkd.snapshots import Candidate, Selection, Worth
 from lightning_ckptkd.snapshots.seal import sealed
 from tests.projects import Project, digits
@@ -98,7 +99,7 @@ def test_where_it_cannot_be_said() -> None:
 
 @pytest.mark.parametrize(("share", "degrees", "known"), [(0.975, 19, 2.093), (0.9995, 19, 3.883), (0.995, 10, 3.169)])
 def test_quantiles_of_student(share: float, degrees: int, known: float) -> None:
-    assert _quantile(share, degrees) == pytest.approx(known, rel=0.01)
+    assert student_quantile(share, degrees) == pytest.approx(known, rel=0.01)
 
 
 @pytest.mark.parametrize("rule", [Full(), MCMI()])

@@ -100,23 +100,25 @@ def test_the_same_projectors_where_one_teacher_runs_at_a_time(roots: tuple[Path,
 
 def test_any_number_of_ranks_gives_the_same_scores(harvest: Path, tmp_path: Path) -> None:
     """203 samples and 4 snapshots do not divide by 3 ranks as by one."""
-    documents: dict[str, list[Any]] = {"top": [], "greedy": [], "soup": [], "proxy": []}
+    documents: dict[str, list[Any]] = {"top": [], "greedy": [], "soup": [], "race": [], "proxy": []}
     for ranks in (1, 3):
         folder = tmp_path / str(ranks)
         shutil.copytree(harvest, folder)
         select_on(ranks, folder)
         for ensemble, found in documents.items():
             found.append(json.loads((folder / f"{ensemble}.json").read_text()))
-    for first, *others in documents.values():
+    for name, (first, *others) in documents.items():
         assert len(others) == 1
+        rounding = 1e-5 if name == "proxy" else 1e-10  # students that step as one are three, or two and one
         for other in others:
             assert other["chosen"] == first["chosen"]
             assert other["probe"] == first["probe"]
             for part in ("snapshots", "joint"):
                 assert [words(item) for item in other[part]] == [words(item) for item in first[part]]
                 for a, b in zip(first[part], other[part], strict=True):
-                    assert numbers(b) == pytest.approx(numbers(a), rel=1e-10)
+                    assert numbers(b) == pytest.approx(numbers(a), rel=rounding)
     assert len(documents["greedy"][0]["joint"]) == 2
+    assert any(item["scored_on"] is not None for item in documents["race"][0]["snapshots"])
     soups = [found["soup"] for found in documents["soup"]]
     assert soups[0]["batch_norm"]["samples"] == 300 and soups[0]["batch_norm"]["of"] == "training"
     for other in soups[1:]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError, near_names
+from lightning_ckptkd.information.racing import View
 from lightning_ckptkd.information.ranking import DEFAULT_TIES, TIES
 from lightning_ckptkd.selecting.features import Features
 from lightning_ckptkd.selecting.probe import Probe
@@ -73,6 +74,16 @@ class Scorer(Protocol):
 
     def rank(self, scores: Sequence[Score]) -> Ranked:
         """Scores of all usable snapshots, in the same order."""
+
+
+class Racer(Scorer, Protocol):
+    """A scorer of a part of the samples, whose scores foretell those of all."""
+
+    def views(self, scores: Sequence[Score], sure: float) -> Sequence[View]:
+        """What the scores may be; ``sure`` is the standard errors that are sure."""
+
+    def known(self, score: Score) -> Candidate:
+        """What the record says of a snapshot that is known on this part alone."""
 
 
 class JointScorer(Scorer, Protocol):
@@ -241,6 +252,18 @@ class ScoringRule(Rule, ABC):
         Raises:
             ArgumentError: If so.
         """
+
+    def race(self, rows: ProbeRows, device: torch.device | str) -> Racer | None:
+        """Get ready to score a part of the samples, by which it shows who can't be among the best.
+
+        Args:
+            rows: The part.
+            device: Where whatever is trained for it is trained.
+
+        Returns:
+            None where scores of a part do not foretell those of all, as for a rule of which nothing else is known.
+        """
+        return None
 
     @abstractmethod
     def prepare(self, rows: ProbeRows, device: torch.device | str) -> Scorer:

@@ -19,6 +19,7 @@ class Accuracy(MeanRule):
     """The share of the probe set that a snapshot gets right, of all rows that have a target."""
 
     short_name: ClassVar[str] = "accuracy"
+    by_sample: ClassVar[bool] = True
 
     @property
     @override
@@ -48,6 +49,7 @@ class Loss(MeanRule):
     """
 
     short_name: ClassVar[str] = "loss"
+    by_sample: ClassVar[bool] = True
 
     @property
     @override

@@ -17,8 +17,17 @@ from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_ckptkd.selecting.probe import Probe
 from lightning_ckptkd.selecting.rows import ProbeRows
-from lightning_ckptkd.selecting.rules.base import DEFAULT_NUMBER, JointScorer, Needs, ScoringRule, check_ties, code_of
+from lightning_ckptkd.selecting.rules.base import (
+    DEFAULT_NUMBER,
+    JointScorer,
+    Needs,
+    Racer,
+    ScoringRule,
+    check_ties,
+    code_of,
+)
 from lightning_ckptkd.selecting.rules.input_vectors import InputView, input_vectors
+from lightning_ckptkd.selecting.rules.mi_racer import MIRacer
 from lightning_ckptkd.selecting.rules.mi_scorer import LABEL, Estimators, MIScorer
 from lightning_ckptkd.selecting.rules.words import Column, HeldOut, Words
 from lightning_ckptkd.tasks.base import Task
@@ -215,6 +224,15 @@ class MI(ScoringRule):
         )
         weighting = ScoreRule(self.input_weight, self.label_weight, self.normalisation, self.label_floor)
         return MIScorer(rows, estimators, weighting, device)
+
+    @override
+    def race(self, rows: ProbeRows, device: torch.device | str) -> Racer | None:
+        plain = self.input_estimator == "gaussian" and self.label_estimator == "head" and not self.given_label
+        if not plain or self.normalisation != "entropy" or rows.task.label_entropy(rows.targets, rows.units) is None:
+            return None
+        scorer = self.prepare(rows, device)
+        assert isinstance(scorer, MIScorer)
+        return MIRacer(scorer)
 
     def _check_options(self) -> None:
         for name, known in (

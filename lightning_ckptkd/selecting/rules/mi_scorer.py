@@ -128,6 +128,14 @@ class MIScorer:
         ]
         return Ranked(candidates, replicates)
 
+    def both_terms(self, scores: Sequence[Score]) -> tuple[list[Term], list[Term], ScoreRule]:
+        """I(X;F) and I(Y;F) of each, and how they are weighed."""
+        return self._input_terms(scores), [score.terms[LABEL] for score in scores], self._weighting(scores)
+
+    def tell_nothing(self) -> None:
+        """Leave out what is told of single units and samples."""
+        self._told |= {"units", "samples"}
+
     def pool(self, best: Sequence[Candidate], least: int) -> Sequence[Candidate]:
         """Those whose I(X;F) counts, if they are enough."""
         floor = self._unbound.label_floor * max(candidate.label_information or 0.0 for candidate in best)

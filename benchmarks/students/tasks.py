@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import Dataset
 
-from benchmarks.cifar10n import CIFAR10N
+from benchmarks.students.cifar10n import CIFAR10N
 from lightning_ckptkd.trainer.optimizers import LRSchedulerCallable
 from lightning_ckptkd.zoo import (
     CIFAR100DataModule,
@@ -157,6 +157,14 @@ _cifar10n_trained: dict[str, Any] = {
     "views": 1,
 }
 _grey, _colour = partial(CIFARResNet, num_classes=10, in_channels=1), partial(CIFARResNet, num_classes=100)
+_fashion_trained: dict[str, Any] = {
+    "teacher": partial(_grey, 14, width=16, stem_stride=2),
+    "student": partial(_grey, 8, width=8, stem_stride=2),
+    "epochs": (30, 8),
+    "tried": (1, 2, 4, 6, 9, 14, 20, 29),
+    "schedules": ("cosine", "cosine"),
+    "views": 1,
+}
 _paper: dict[str, Any] = {
     "epochs": (200, 200),
     "tried": tuple(range(19, 200, 20)),
@@ -239,15 +247,20 @@ TASKS = {
         partial(DigitsDataModule, wrong_labels=0.4),
         **_digits_wrong,
     ),
+    "fashion_right": Task(
+        "Fashion-MNIST, 10,000 images, right labels, no augmentation, cosine",
+        partial(_fashion, train_size=10000),
+        **_fashion_trained,
+    ),
     "fashion_40": Task(
         "Fashion-MNIST, 10,000 images, 40% of the labels wrong, cosine",
         partial(_fashion, train_size=10000, wrong_labels=0.4),
-        partial(_grey, 14, width=16, stem_stride=2),
-        partial(_grey, 8, width=8, stem_stride=2),
-        epochs=(30, 8),
-        tried=(1, 2, 4, 6, 9, 14, 20, 29),
-        schedules=("cosine", "cosine"),
-        views=1,
+        **_fashion_trained,
+    ),
+    "cifar10_right": Task(
+        "CIFAR-10, 10,000 images, right labels, no augmentation, cosine",
+        partial(_cifar10n, labels="clean"),
+        **_cifar10n_trained,
     ),
     "cifar10n_9": Task(
         "CIFAR-10N, 10,000 images, people's labels, 9% of them wrong, cosine",

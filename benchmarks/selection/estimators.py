@@ -1,4 +1,4 @@
-"""Estimators where the truth is known: ``python -m benchmarks.estimators`` writes the tables of docs/estimators.md.
+"""Estimators where the truth is known: ``python -m benchmarks.selection.estimators``.
 
 Bias and spread over seeds, in nats, of the linear-Gaussian decoder, the label estimators and the paper's networks.
 With --seeds 5 about eight minutes on one CPU core; ``benchmarks/results/estimators.json`` has every single estimate.
@@ -26,7 +26,7 @@ from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 from lightning_ckptkd.selecting.report import format_table
 
-RESULTS = Path(__file__).parent / "results" / "estimators.json"
+RESULTS = Path(__file__).parents[1] / "results" / "estimators.json"
 FOLDS = 5
 
 

@@ -1,4 +1,4 @@
-"""This build against another one: ``python -m benchmarks.against OTHER``, OTHER being the root of another checkout.
+"""This build against another: ``python -m benchmarks.builds.against OTHER``, OTHER being the root of its checkout.
 
 Two processes, one with each build, do the same work in turn: a distillation epoch and its steps with one live teacher
 and with cached logits, and the ranking of 30 snapshots. Counted is the processor's time of one thread, which other
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
-RESULTS = Path(__file__).parent / "results" / "against.json"
+RESULTS = Path(__file__).parents[1] / "results" / "against.json"
 SNAPSHOTS, BATCHES, BATCH_SIZE, PROBE = 30, 24, 64, 500
 PARTS = ["live", "cached", "ranking", "import"]
 IMPORTS = {
@@ -46,7 +46,7 @@ def main() -> None:
     if options.worker:
         work(options.other, options.only)
         return
-    found = measure(Path(__file__).resolve().parents[1], options.other.resolve(), options.rounds, options.only)
+    found = measure(Path(__file__).resolve().parents[2], options.other.resolve(), options.rounds, options.only)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     for name, rounds in found["ratios"].items():
         lower, _, upper = statistics.quantiles(rounds, n=4, method="inclusive")
@@ -77,7 +77,7 @@ def measure(own: Path, other: Path, rounds: int, parts: list[str]) -> dict[str, 
             import_seconds(own, IMPORTS["ours"]) / import_seconds(own, IMPORTS["theirs"])
             for _ in range(max(3, rounds // 3))
         ]
-    return {"command": "python -m benchmarks.against OTHER", "rounds": rounds, "ratios": ratios}
+    return {"command": "python -m benchmarks.builds.against OTHER", "rounds": rounds, "ratios": ratios}
 
 
 def start(root: Path, scratch: Path, parts: list[str]) -> subprocess.Popen[str]:

@@ -33,7 +33,7 @@ from lightning_ckptkd import MISelector, SnapshotStore
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.zoo import CIFARResNet
 
-RESULTS = Path(__file__).parent / "results" / "selection.json"
+RESULTS = Path(__file__).parents[1] / "results" / "selection.json"
 SNAPSHOTS, RANK_SNAPSHOTS, MANY, BATCH_SIZE, SIDE = 30, 10, 200, 256, 28
 PARTS = ("cost", "ranks", "memory")
 COST_TARGET, RANKS_TARGET, MEMORY_TARGET = 1.25, 0.6, 0.1

@@ -1,9 +1,9 @@
-"""How well each rule foretells the students: ``python -m benchmarks.rules OUT [OUT ...] [--data TASK=ROOT]``.
+"""How well each rule foretells the students: ``python -m benchmarks.students.rules OUT [OUT ...] [--data TASK=ROOT]``.
 
-OUT are folders of ``python -m benchmarks.students`` or ``benchmarks.tables``. For each rule and folder: Spearman's
-correlation between the score of a snapshot and the mean accuracy of its students, and what the students of the rule's
-first choice lose against those of the best snapshot that was tried, and gain against those of the last. Writes
-``benchmarks/results/rules.json``; what is in it already is not done again.
+OUT are folders of ``python -m benchmarks.students`` or ``benchmarks.students.tables``. For each rule and folder:
+Spearman's correlation between the score of a snapshot and the mean accuracy of its students, and what the students of
+the rule's first choice lose against those of the best snapshot that was tried, and gain against those of the last.
+Writes ``benchmarks/results/rules.json``; what is in it already is not done again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.functional import spearman_corrcoef
 
-from benchmarks.students import mean_accuracies
-from benchmarks.tasks import TASKS, Task
+from benchmarks.students.tasks import TASKS, Task
+from benchmarks.students.training import mean_accuracies
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.selecting.rules import make_rule
@@ -31,7 +31,7 @@ from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.teachers import load_teachers
 from lightning_ckptkd.zoo.images import ImageDataModule
 
-RESULTS = Path(__file__).parent / "results" / "rules.json"
+RESULTS = Path(__file__).parents[1] / "results" / "rules.json"
 PROBE_SIZE = 2000
 LOSS = {"rule": "validation loss"}  # of the teacher; no rule of the selector
 

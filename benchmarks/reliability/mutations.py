@@ -1,6 +1,6 @@
 """Mutation check: each fsync, hash check, lock and guard is taken out in turn; a test must fail for each.
 
-``python -m benchmarks.mutations [--out FILE]`` works on a copy of the package and the tests.
+``python -m benchmarks.reliability.mutations [--out FILE]`` works on a copy of the package and the tests.
 """
 
 from __future__ import annotations
@@ -353,7 +353,7 @@ def main() -> None:
     parser.add_argument("--start", help="part of the name of the first guard that is tried; likewise")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mutations.json"))
     options = parser.parse_args()
-    repository = Path(__file__).parent.parent
+    repository = Path(__file__).parents[2]
     chosen = [mutation for mutation in MUTATIONS if (options.only or "") in mutation.guard]
     while options.start and options.start not in chosen[0].guard:
         del chosen[0]
@@ -381,7 +381,7 @@ def main() -> None:
 def _write(out: Path, results: dict[str, str | None]) -> None:
     missed = [guard for guard, noticed in results.items() if noticed is None]
     document = {
-        "command": "python -m benchmarks.mutations",
+        "command": "python -m benchmarks.reliability.mutations",
         "cores": os.cpu_count(),
         "mutations": len(results),
         "noticed": len(results) - len(missed),

@@ -1,4 +1,4 @@
-"""The paper's tables rerun on a task: ``python -m benchmarks.tables TASK OUT [--data ROOT]``.
+"""The paper's tables rerun on a task: ``python -m benchmarks.students.tables TASK OUT [--data ROOT]``.
 
 Trains the teachers once (in OUT/harvest, and three independent ones), selects, distils students of 5 seeds from every
 choice, and writes ``benchmarks/results/tables/TASK.json`` and ``docs/images/table_TASK.png``. Stopped at any point, it
@@ -25,8 +25,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from benchmarks.rows import half_width, mean_of_groups
-from benchmarks.students import ALONE, INDEPENDENT, Students, open_students, task_parser
-from benchmarks.tasks import TASKS, WRONG_LABELS, Task
+from benchmarks.students.tasks import TASKS, WRONG_LABELS, Task
+from benchmarks.students.training import ALONE, INDEPENDENT, Students, open_students, task_parser
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting import StudentProxy
 from lightning_ckptkd.selecting.report import format_table
@@ -34,7 +34,7 @@ from lightning_ckptkd.snapshots import SnapshotStore
 from lightning_ckptkd.teachers import load_teachers
 from lightning_ckptkd.zoo.images import ImageDataModule
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "tables"
 PICTURES = REPOSITORY / "docs" / "images"
 PROBE_SIZE, SEEDS, SIZES = 2000, (0, 1, 2, 3, 4), (2, 3, 4)

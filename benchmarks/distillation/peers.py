@@ -1,4 +1,4 @@
-"""Speed beside the others: ``python -m benchmarks.peers``, as ratios that are measured in one run.
+"""Speed beside the others: ``python -m benchmarks.distillation.peers``, as ratios that are measured in one run.
 
 ``distillation``: a step and an epoch of DistillationModule, with its teachers running and with cached logits, against
 the published loop, torchdistill and training without a teacher. ``selection``: MISelector against a student of each
@@ -30,10 +30,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.harvest.clocks import UsageClock
-from benchmarks.harvest.machine import describe_machine, say, silence_lightning
-from benchmarks.harvest.trainings import quiet_trainer
-from benchmarks.peer_loops import (
+from benchmarks.distillation.peer_loops import (
     INSTALL_TORCHDISTILL,
     LightningTraining,
     PublishedLoop,
@@ -43,15 +40,18 @@ from benchmarks.peer_loops import (
     has_torchdistill,
     make_loader,
 )
-from benchmarks.selection import probe as digits
+from benchmarks.harvest.clocks import UsageClock
+from benchmarks.harvest.machine import describe_machine, say, silence_lightning
+from benchmarks.harvest.trainings import quiet_trainer
+from benchmarks.selection.ranking import probe as digits
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, SnapshotStore
 from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 
-RESULTS = Path(__file__).parent / "results" / "peers.json"
-HARVEST_RESULTS = Path(__file__).parent / "results" / "harvest.json"
+RESULTS = Path(__file__).parents[1] / "results" / "peers.json"
+HARVEST_RESULTS = Path(__file__).parents[1] / "results" / "harvest.json"
 PARTS = ("distillation", "selection")
 SNAPSHOTS, VALIDATION, BATCH_SIZE = 6, 500, 128
 STUDENT_EPOCHS = 3  # of each snapshot's student, where all are tried
@@ -136,7 +136,7 @@ def measure(parts: Sequence[str], options: Options) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         about = {
-            "command": shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", "benchmarks.distillation.peers", *sys.argv[1:]]),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "machine": describe_machine(options.device, folder),
             "torchdistill": importlib.metadata.version("torchdistill") if has_torchdistill() else None,
@@ -154,7 +154,9 @@ def measure(parts: Sequence[str], options: Options) -> dict[str, Any]:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.distillation.peers", description=(__doc__ or "").splitlines()[0]
+    )
     option = parser.add_argument
     option("--device", choices=["cpu", "cuda"], default="cpu")
     option("--threads", type=int, help="CPU threads; None leaves them as they are")

@@ -1,4 +1,4 @@
-"""What the estimators cost for many samples, wide features and many classes: ``python -m benchmarks.wide``.
+"""What the estimators cost for many samples, wide features and many classes: ``python -m benchmarks.selection.wide``.
 
 For one snapshot with the default estimators, from its logits (N, K) and features (N, D): both terms and the fitted
 temperature. Processor seconds of one thread, each point in a process of its own, and the memory at its peak beyond the
@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.rows import Row, make_table
 
-RESULTS = Path(__file__).parent / "results" / "wide.json"
+RESULTS = Path(__file__).parents[1] / "results" / "wide.json"
 CURVES = {
     "N": [(500, 512, 1000), (1000, 512, 1000), (2000, 512, 1000), (5000, 512, 1000), (10_000, 512, 1000)],
     "D": [(2000, 256, 1000), (2000, 512, 1000), (2000, 1024, 1000), (2000, 2048, 1000)],
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--before", type=Path, help="another checkout to measure beside this one")
     before = parser.parse_args().before
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parents[2]
     points = sorted({point for curve in CURVES.values() for point in curve} | {CORNER, LONG})
     found = {"now": {str(point): measure(here, point) for point in points}}
     if before is not None:

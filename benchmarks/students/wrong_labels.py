@@ -1,4 +1,4 @@
-"""What choices, soups and scales are worth: ``python -m benchmarks.wrong_labels TASK OUT [--data ROOT]``.
+"""What choices, soups and scales are worth: ``python -m benchmarks.students.wrong_labels TASK OUT [--data ROOT]``.
 
 OUT is a folder of ``python -m benchmarks.students``: a harvest, and the students of single snapshots and of no teacher.
 This adds what the selection chooses by each rule (:data:`CHOICES`), its soups, and losses with scaled logits, and the
@@ -22,8 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.rows import half_width
-from benchmarks.students import ALONE, Students, open_students, task_parser
-from benchmarks.tasks import TASKS, Task
+from benchmarks.students.tasks import TASKS, Task
+from benchmarks.students.training import ALONE, Students, open_students, task_parser
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting import Soup
 from lightning_ckptkd.selecting.report import format_table
@@ -31,7 +31,7 @@ from lightning_ckptkd.selecting.rules import MI, Accuracy, Loss
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.zoo.images import ImageDataModule
 
-RESULTS = Path(__file__).parent / "results" / "wrong_labels"
+RESULTS = Path(__file__).parents[1] / "results" / "wrong_labels"
 PROBE_SIZE, BARELY = 2000, 0.5  # points
 CHOICES: dict[str, dict[str, Any]] = {
     "half": {"rule": "half"},
@@ -62,7 +62,7 @@ DRAWN = (
     ("top 3, score", "#d55e00", "of the three that are chosen"),
     ("soup", "#009e73", "of a soup"),
 )
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "wrong_labels.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "wrong_labels.png"
 
 
 def main() -> None:

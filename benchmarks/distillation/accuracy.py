@@ -1,6 +1,6 @@
 """Students from cached logits against students from live teachers, on Fashion-MNIST.
 
-Parts ``accuracy`` and ``views`` of :mod:`benchmarks.distillation`. 5,000 training images, four snapshots of one
+Parts ``accuracy`` and ``views`` of :mod:`benchmarks.distillation.costs`. 5,000 training images, four snapshots of one
 ResNet-14 of width 16, students that are ResNet-8 of width 8, 10 epochs each. A student that is in the results is not
 trained again.
 """
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from typing_extensions import override
 
 from benchmarks.rows import Row, half_width
-from benchmarks.students import fit
-from benchmarks.tasks import TASKS
+from benchmarks.students.tasks import TASKS
+from benchmarks.students.training import fit
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, TeacherCache
 from lightning_ckptkd.zoo import Classifier, FashionMNISTDataModule
 

@@ -1,4 +1,4 @@
-"""How often two standard errors cover the truth: ``python -m benchmarks.coverage`` makes a table of docs/estimators.md.
+"""How often two standard errors cover the truth: ``python -m benchmarks.selection.coverage``.
 
 The truth is what the estimator tends to on very many samples, which is the information itself only where the model
 holds (normal variables, a head that is the posterior). So the table is of the error alone; bias has its own tables.
@@ -25,7 +25,7 @@ from lightning_ckptkd.information.logistic import logistic_gains
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 from lightning_ckptkd.selecting.report import format_table
 
-RESULTS = Path(__file__).parent / "results" / "coverage.json"
+RESULTS = Path(__file__).parents[1] / "results" / "coverage.json"
 HEADER = ["case", "samples", "limit", "bias", "spread", "its standard error", "within 2 of 200"]
 LIMIT = 200_000  # samples by which the limit is known, each of four times; fewer where there are many classes
 Pair = tuple[Tensor, Tensor]

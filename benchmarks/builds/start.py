@@ -1,4 +1,4 @@
-"""How long ``ckptkd`` takes to start: ``python -m benchmarks.start``, as ratios to ``import lightning.pytorch``.
+"""How long ``ckptkd`` takes to start: ``python -m benchmarks.builds.start``, as ratios to ``import lightning.pytorch``.
 
 Processor time (user and system) of whole processes with one thread, in turn, several rounds: other load on the machine
 makes them a little slower, not many times as the clock would say. The harvest is of 100 checkpoints of one layer.
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.rows import Row, make_table
 
-RESULTS = Path(__file__).parent / "results" / "start.json"
+RESULTS = Path(__file__).parents[1] / "results" / "start.json"
 SNAPSHOTS = 100
 HELP_TARGET, COMMAND_TARGET = 0.15, 0.60
 SCRIPT = ["-c", "from lightning_ckptkd.commands.run import run; run()"]
@@ -73,7 +73,7 @@ def make_checkpoints(folder: Path) -> None:
 
 def processor_seconds(words: list[str], place: Path) -> float:
     """Of a Python process, to its end."""
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-W", "ignore", *words], cwd=place, env=shared, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

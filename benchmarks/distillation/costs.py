@@ -7,7 +7,7 @@ pixels; ``--device cuda`` runs the first three parts on a GPU. Give it the machi
 without gradients. ``epoch``: training on cached logits against cross-entropy training of the same student on the same
 loader, with random crops and flips, both by a Trainer. ``fill``: filling the cache against a bare pass of the same
 accelerated teachers over as many augmented images. ``memory``: what a process of each training takes at most.
-``accuracy`` and ``views``: see :mod:`benchmarks.distillation_accuracy`; they take hours and need ``--data FOLDER``,
+``accuracy`` and ``views``: see :mod:`benchmarks.distillation.accuracy`; they take hours and need ``--data FOLDER``,
 in which ``FashionMNIST/raw`` is.
 """
 
@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from benchmarks.distillation_accuracy import Study, accuracy_rows, views_rows
+from benchmarks.distillation.accuracy import Study, accuracy_rows, views_rows
 from benchmarks.rows import Row, make_table
 from lightning_ckptkd import DistillationModule, SnapshotStore, TeacherCache
 from lightning_ckptkd.tasks.batch import Batch
@@ -45,7 +45,7 @@ from lightning_ckptkd.teachers import Acceleration, CacheKey, LogitCache, Teache
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 from lightning_ckptkd.zoo.images import crop_and_flip, to_tensor
 
-RESULTS = Path(__file__).parent / "results" / "distillation.json"
+RESULTS = Path(__file__).parents[1] / "results" / "distillation.json"
 COSTS, STUDIES = ("uncached", "epoch", "fill", "memory"), ("accuracy", "views")
 TEACHERS, VIEWS, BATCH_SIZE, SIDE, CLASSES = 4, 4, 128, 28, 10
 EPOCH_BATCHES, FILL_BATCHES = 20, 8

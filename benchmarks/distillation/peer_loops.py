@@ -152,7 +152,7 @@ class PublishedLoop:
         self._student = student.to(device)
         self._teachers = [teacher.to(device).eval() for teacher in teachers]
         self._loader, self._device = make_loader(data, device), device
-        self._optimizer = torch.optim.SGD(student.parameters(), **SGD)  # type: ignore[arg-type]
+        self.optimizer = torch.optim.SGD(student.parameters(), **SGD)  # type: ignore[arg-type]
 
     def run_epoch(self, watch: Stopwatch) -> None:
         """Train on all images once."""
@@ -168,9 +168,9 @@ class PublishedLoop:
             loss = published_loss(logits, target, labels)
             loss_sum += loss.item() * len(labels)
             correct += (logits.argmax(1) == labels).sum().item()
-            self._optimizer.zero_grad()
+            self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+            self.optimizer.step()
             watch.stop_step()
         watch.stop_epoch()
 
@@ -203,6 +203,12 @@ class TorchdistillTraining:
             distributed=False,
             lr_factor=1,
         )
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """That of its configuration."""
+        optimizer: torch.optim.Optimizer = self._box.optimizer
+        return optimizer
 
     def run_epoch(self, watch: Stopwatch) -> None:
         """Train on all images once."""

@@ -30,8 +30,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
-from benchmarks.tasks import TASKS, Task
-from lightning_ckptkd import CheckpointHarvester, DistillationModule
+from benchmarks.students.tasks import TASKS, Task
+from lightning_ckptkd import CheckpointHarvester, DistillationModule, SnapshotStore
 from lightning_ckptkd.losses import KDLoss
 from lightning_ckptkd.teachers import TeacherCache, TeacherSchedule
 from lightning_ckptkd.zoo import Classifier
@@ -127,7 +127,8 @@ class Students:
         Args:
             choices: ``alone``; epochs of the first teacher joined by commas; ``independent:`` and the numbers of
                 teachers, of which the last snapshots teach together; or ``selected:`` and a harvest of the folder,
-                whose selection is taken. ``|scale=`` and ``|alpha=`` after it change the loss.
+                whose selection is taken. ``|scale=`` and ``|alpha=`` after it change the loss,
+                which else takes all logits as they are.
             seeds: Of the students; for one seed they begin alike and see the same samples.
         """
         epochs = sorted({epoch for choice in choices for epoch in _epochs(choice)})
@@ -141,6 +142,23 @@ class Students:
                     results["students"].setdefault(choice, {})[str(seed)] = found
                 print(f"{self._out.name} {choice} seed {seed}: {found}", flush=True)
 
+    def harvest_again(self, folder: Path, an_epoch: int | None = None, **settings: Any) -> int:
+        """Train the first teacher once more and harvest it otherwise.
+
+        Args:
+            folder: Where to; what is there is removed.
+            an_epoch: So many snapshots an epoch, as far as its number of steps allows.
+            settings: Other options of :class:`CheckpointHarvester`.
+
+        Returns:
+            How many snapshots were taken.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        if an_epoch is not None:
+            settings["every_n_train_steps"] = max(1, len(self._data.train_dataloader()) // an_epoch)
+        self._fit_teacher(0, CheckpointHarvester(folder, submodule="network", **settings))
+        return len(SnapshotStore.open(folder).snapshots)
+
     def mean_accuracies(self) -> dict[int, float]:
         """Of the students of each single snapshot, over seeds, by epoch."""
         return mean_accuracies(self.results)
@@ -149,7 +167,9 @@ class Students:
         shutil.rmtree(self.harvest(teacher), ignore_errors=True)  # of a training that was cut short
         epochs = self._task.epochs[0]
         kept = {"epochs": [epochs - 1]} if teacher else {"every_n_epochs": self._task.every_n_epochs}
-        harvester = CheckpointHarvester(self.harvest(teacher), submodule="network", **kept)
+        return self._fit_teacher(teacher, CheckpointHarvester(self.harvest(teacher), submodule="network", **kept))
+
+    def _fit_teacher(self, teacher: int, harvester: CheckpointHarvester) -> dict[str, float]:
         seed_everything(self._teacher_seed + 1000 * teacher, verbose=False)
         return self._fit(Classifier(_fast(self._task.teacher()), lr_scheduler=self._task.lr_scheduler(0)), harvester)
 
@@ -162,9 +182,8 @@ class Students:
         options: dict[str, Any] = {"student": student, "teacher": self._task.teacher(), "lr_scheduler": lr_scheduler}
         choice, _, changed = choice.partition("|")
         option, _, value = changed.partition("=")
-        if option == "scale":
-            options["kd_loss"] = KDLoss(scale=value)
-        elif option == "alpha":
+        options["kd_loss"] = KDLoss(scale=value if option == "scale" else "none")
+        if option == "alpha":
             options["alpha"] = float(value)
         if choice.startswith(SELECTED):
             name = choice.removeprefix(SELECTED)

@@ -1,4 +1,4 @@
-"""What distilling a dense task costs beside a loop written by hand: ``python -m benchmarks.dense``.
+"""What distilling a dense task costs beside a loop written by hand: ``python -m benchmarks.distillation.dense``.
 
 Images of 64 x 64 pixels, 21 classes, a tenth of the pixels without a label, batches of 8; one teacher and three
 (convolutional networks of 64 channels) and a student of 32. All sides run the same teachers in float32 as they are,
@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.against import KEPT
+from benchmarks.builds.against import KEPT
 from benchmarks.rows import Row, make_table
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, SnapshotStore, TeacherCache
 
-RESULTS = Path(__file__).parent / "results" / "dense.json"
+RESULTS = Path(__file__).parents[1] / "results" / "dense.json"
 SIDE, CLASSES, BATCH_SIZE, IGNORED = 64, 21, 8, 255
 STEPS, TEMPERATURE, ALPHA = 8, 5.0, 0.5
 STEP_TARGET, SIZE_TARGET = 1.10, 1.05
@@ -248,7 +248,7 @@ def main() -> None:
         return
     found: dict[str, Any] = {"steps": STEPS, "rounds": options.rounds, "torch": torch.__version__, "parts": {}}
     for memory, settings in ((AS_IT_IS, {}), (KEEPING, KEPT)):
-        command = [sys.executable, "-m", "benchmarks.dense", "--worker", "--rounds", str(options.rounds)]
+        command = [sys.executable, "-m", "benchmarks.distillation.dense", "--worker", "--rounds", str(options.rounds)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
         answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
         found["parts"][memory] = json.loads(answer.splitlines()[-1])

@@ -1,7 +1,7 @@
 """The information plane of a training run, drawn from its harvest.
 
-    python -m benchmarks.information_plane fashion_mnist OUT --data FOLDER
-    python -m benchmarks.information_plane cifar100 OUT --data FOLDER
+    python -m benchmarks.students.information_plane fashion_mnist OUT --data FOLDER
+    python -m benchmarks.students.information_plane cifar100 OUT --data FOLDER
 
 trains the teacher of ``python -m benchmarks.students`` with a harvest in OUT, unless it is there already, scores every
 snapshot with the default estimators on 2,000 validation images, and writes the selector's picture to
@@ -16,13 +16,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.students import open_students, task_parser
-from benchmarks.tasks import TASKS
+from benchmarks.students.tasks import TASKS
+from benchmarks.students.training import open_students, task_parser
 from lightning_ckptkd import MISelector
 from lightning_ckptkd.selecting.picture import PICTURE_NAME
 from lightning_ckptkd.selecting.report import format_table
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "planes"
 PICTURES = REPOSITORY / "docs" / "images"
 PROBE_SIZE = 2000

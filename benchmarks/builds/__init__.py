@@ -1,0 +1,1 @@
+"""One build against another, and how long commands take to start."""

@@ -1,0 +1,1 @@
+"""What teachers cost a student, beside other ways to distil."""

@@ -1,0 +1,1 @@
+"""What a selection costs, and how good its estimates are."""

@@ -1,0 +1,1 @@
+"""What a choice of teachers is worth: studies on real data."""
