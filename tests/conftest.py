@@ -9,8 +9,12 @@ import torch
 from lightning.pytorch import seed_everything
 from PIL import Image
 
-from lightning_ckptkd import CheckpointHarvester, SnapshotStore
-from tests.projects import DigitsData, Project, make_trainer
+from tests import shapes
+
+shapes.install()  # before what it checks is imported
+
+from lightning_ckptkd import CheckpointHarvester, SnapshotStore  # noqa: E402
+from tests.projects import DigitsData, Project, make_trainer  # noqa: E402
 
 _numbers = itertools.count()
 
