@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,12 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
     seed_everything(0, verbose=False)
     yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)  # demo and benchmarks keep Lightning quiet
     torch.use_deterministic_algorithms(False)  # Trainer(deterministic=True) leaves it on
 
 
