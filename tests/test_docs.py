@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.distillation import peers
+from benchmarks.distillation import peers, whole_way
 from benchmarks.reliability.experiments import make_table
-from benchmarks.students import information_plane, rules, tables, wrong_labels
+from benchmarks.students import information_plane, rules, soup_harvest, tables, wrong_labels
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, StudentProxy, TeacherCache
 from lightning_ckptkd.commands import demo
 from lightning_ckptkd.selecting.rules import MI
@@ -137,6 +137,16 @@ def test_the_study_of_wrong_labels() -> None:
     documents = {name: found[name] for name in wrong_labels.TASKS if name in found}
     assert set(found) == set(documents) != set()
     assert wrong_labels.table(documents) in text and wrong_labels.foretold(documents) in text
+    harvests = {path.stem: json.loads(path.read_text()) for path in (RESULTS / "soup_harvest").glob("*.json")}
+    assert soup_harvest.table({name: harvests[name] for name in wrong_labels.TASKS if name in harvests}) in text
+
+
+def test_the_whole_way() -> None:
+    text = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    found = {path.stem: json.loads(path.read_text()) for path in (RESULTS / "whole_way").glob("*.json")}
+    documents = {name: found[name] for name in wrong_labels.TASKS if name in found}
+    assert whole_way.table(documents) in text and "images/whole_way.png" in text
+    assert all(len(runs) == 3 for document in documents.values() for runs in document["runs"].values())
 
 
 def test_the_commands_start() -> None:
