@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,16 +10,24 @@ import torch
 from lightning.pytorch import seed_everything
 from PIL import Image
 
-from lightning_ckptkd import CheckpointHarvester, SnapshotStore
-from tests.projects import DigitsData, Project, make_trainer
+from tests import shapes
+
+shapes.install()  # before what it checks is imported
+
+from lightning_ckptkd import CheckpointHarvester, SnapshotStore  # noqa: E402
+from tests.projects import DigitsData, Project, make_trainer  # noqa: E402
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
     seed_everything(0, verbose=False)
     yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)  # demo and benchmarks keep Lightning quiet
     torch.use_deterministic_algorithms(False)  # Trainer(deterministic=True) leaves it on
 
 

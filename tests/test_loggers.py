@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
 
-from lightning_ckptkd import ArgumentError, CheckpointHarvester, MISelector
+from lightning_ckptkd import ArgumentError, CheckpointHarvester, MISelector, SnapshotError
+from lightning_ckptkd.trainer.loggers import log_folder, log_picture, log_table
 from tests.projects import DigitsData, Project, make_trainer
 
 TABLE, PICTURE = "selection/table", "selection/picture"
@@ -101,6 +106,94 @@ def test_a_logger_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         folder = run(tmp_path, logger)
     assert chosen_row(folder)
+
+
+def test_a_logger_that_takes_no_number_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice stands, the warning does not say that there is none, and the logger after it is told."""
+    full, other = CSVLogger(tmp_path, name="full"), CSVLogger(tmp_path, name="other")
+    log = full.log_metrics
+
+    def fail(metrics: dict[str, float], step: int | None = None) -> None:
+        if any(key.startswith("selection/") for key in metrics):
+            raise OSError("No space left on device\nwith a traceback\nof many lines")
+        log(metrics, step)
+
+    monkeypatch.setattr(full, "log_metrics", fail)
+    with pytest.warns(UserWarning) as caught:
+        folder = run(tmp_path, [full, other])
+    (told,) = (str(item.message) for item in caught if "selection" in str(item.message))
+    assert told == (
+        "selection/numbers was not given to CSVLogger: OSError: No space left on device. It is in the harvest's folder."
+    )
+    assert chosen_row(folder)
+    assert "selection/score" in (Path(other.log_dir) / "metrics.csv").read_text()
+    assert "train_loss" in (Path(full.log_dir) / "metrics.csv").read_text()
+
+
+def test_loggers_without_the_method(tmp_path: Path) -> None:
+    """A writer that lacks it is one line; a logger of another kind is left alone."""
+
+    class Numbers(TensorBoardLogger):
+        experiment = SimpleNamespace(add_scalar=print)
+
+    class Own(Logger):
+        name, version = "own", 0
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+
+        def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "png")
+    for give, method in (
+        (lambda logger: log_table([logger], TABLE, ["a"], [[1]], 1), "add_text"),
+        (lambda logger: log_picture([logger], PICTURE, png.getvalue(), 1), "add_image"),
+    ):
+        with pytest.warns(UserWarning, match=rf"not given to Numbers: AttributeError: .* '{method}'\. It is in the"):
+            give(Numbers(tmp_path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            give(Own())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_folder([Own(), Numbers(tmp_path)], "harvest", tmp_path)
+
+
+def test_wandb_offline_whose_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for the table and one for the picture; the harvest and the choice are where they were."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    logger = WandbLogger(project="p", save_dir=tmp_path, offline=True)
+    assert Path(logger.experiment.dir).is_dir()
+    (tmp_path / "wandb").rename(tmp_path / "elsewhere")
+    (tmp_path / "wandb").write_text("no folder")  # as root, rights keep nobody from writing
+    with pytest.warns(UserWarning) as caught:
+        folder = run(tmp_path, logger, as_artifact=True)
+    wandb.finish()
+    told = [str(item.message) for item in caught if "not given" in str(item.message)]
+    assert [line.split(":")[0] for line in told] == [
+        f"{name} was not given to WandbLogger" for name in (TABLE, PICTURE)
+    ]
+    assert all("\n" not in line and line.endswith("It is in the harvest's folder.") for line in told)
+    assert chosen_row(folder) and (folder / "selection.png").exists()
+
+
+def test_wandb_offline_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B itself goes to the folder for temporary files; a harvest does not follow, and says so before training."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").write_text("no folder")
+    logger = WandbLogger(project="p", save_dir=tmp_path / "file" / "sub", offline=True)
+    trainer = make_trainer(tmp_path, CheckpointHarvester(), max_epochs=1, logger=logger)
+    with pytest.raises(SnapshotError, match=r"/file/sub/.* can't be made: Not a directory"):
+        trainer.fit(Project(), DigitsData())
+    assert trainer.global_step == 0
+    wandb.finish()
 
 
 def test_loggers_without_a_place(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ CALLS: dict[Callable[..., Any], tuple[dict[str, Any], Wrong]] = {
             "snapshots": (3, ["a"]),
             "rule": (None, *NAME),
             "num_teachers": (*WHOLE, 0),
-            "ensemble": (None, *NAME),
+            "ensemble": NAME,
             "probe": (3, object()),
             "probe_split": (None, *NAME),
             "probe_size": (None, *WHOLE, 0),
@@ -115,6 +115,7 @@ CALLS: dict[Callable[..., Any], tuple[dict[str, Any], Wrong]] = {
             "unpack_batch": (3, "nonsense"),
             "ignore_index": (None, *WHOLE),
             "on_error": (None, *NAME),
+            "race": FLAG[:2],
         },
     ),
     DistillationModule: (
@@ -170,7 +171,7 @@ CALLS: dict[Callable[..., Any], tuple[dict[str, Any], Wrong]] = {
     ),
     Mixup: ({}, {"alpha": (None, *REAL, 0, INF), "seed": (None, *WHOLE)}),
     CutMix: ({}, {"alpha": (None, *REAL, 0, INF), "seed": (None, *WHOLE)}),
-    Acceleration: ({}, {"mode": (None, *NAME), "bf16": FLAG}),
+    Acceleration: ({}, {"mode": (None, *NAME), "bf16": FLAG, "fp16": FLAG}),
     FeatureMatching: (
         {"student_layer": "0", "teacher_layer": "0", "student_dim": 2, "teacher_dim": 2},
         {

@@ -37,8 +37,6 @@ def main() -> None:
     harvest, network = options.out / "harvest", TASKS[options.task].teacher()
     selector = MISelector(probe_size=PROBE_SIZE, ensemble="top")
     selection = selector.select(harvest, network, data.val_dataloader(), device=options.device)
-        harvest, network, data.val_dataloader(), device=options.device
-    )
     points = [
         {
             "epoch": candidate.epoch,

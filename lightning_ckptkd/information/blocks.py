@@ -12,10 +12,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.shapes import Shaped
+
 AT_ONCE = 2**16  # numbers in float64 of a block
 
 
-def blocks(values: Tensor) -> Iterator[slice]:
+def blocks(values: Shaped[Tensor, "R K"]) -> Iterator[slice]:
     """The blocks of the rows of values (R, K), one after another."""
     size = max(1, AT_ONCE // max(1, values.shape[1]))
     for first in range(0, len(values), size):

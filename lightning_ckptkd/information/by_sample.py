@@ -9,8 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.shapes import Float, Int, Shaped
 
-def sum_by_sample(values: Tensor, samples: Tensor, num_samples: int) -> Tensor:
+
+def sum_by_sample(
+    values: Shaped[Tensor, " R"], samples: Int[Tensor, " R"], num_samples: int
+) -> Float[Tensor, "{num_samples}"]:
     """What the rows of each sample add up to.
 
     Args:
@@ -24,7 +28,7 @@ def sum_by_sample(values: Tensor, samples: Tensor, num_samples: int) -> Tensor:
     return values.new_zeros(num_samples, dtype=torch.float64).index_add_(0, samples, values.double())
 
 
-def values_by_sample(totals: Tensor, counts: Tensor) -> Tensor:
+def values_by_sample(totals: Shaped[Tensor, " N"], counts: Shaped[Tensor, " N"]) -> Float[Tensor, " N"]:
     """A value for each sample, such that their mean is the mean over all rows, and their spread its error by samples.
 
     With I the mean over R rows of N samples, sample n has I + (total_n - I count_n) / (R / N).
@@ -43,7 +47,9 @@ def values_by_sample(totals: Tensor, counts: Tensor) -> Tensor:
     return mean + (totals - mean * counts) / counts.mean()
 
 
-def gains_by_sample(gains: Tensor, samples: Tensor, num_samples: int, units: Tensor | None = None) -> Tensor:
+def gains_by_sample(
+    gains: Float[Tensor, " R"], samples: Int[Tensor, " R"], num_samples: int, units: Int[Tensor, " R"] | None = None
+) -> Float[Tensor, "{num_samples}"]:
     """What each sample adds to a term that is the sum over units of the mean over the unit's rows.
 
     Each row's part is its distance from the mean of its unit (the influence of a row on that mean), so that standard

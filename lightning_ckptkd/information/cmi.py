@@ -12,8 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.shapes import Float, Int
 
-def cmi_parts(probabilities: Tensor, labels: Tensor) -> Tensor:
+
+def cmi_parts(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """KL(P(x) || Q(y)) of each sample in nats, shape (N,), float64; the mean is I(X;Z|Y).
 
     Args:

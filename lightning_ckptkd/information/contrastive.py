@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lightning_ckptkd.information.gaussian import GaussianDecoder, Moments, fit_decoders
 from lightning_ckptkd.information.robust import pull_in, winsorise
+from lightning_ckptkd.shapes import Float, Int, Num
 
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def contrastive_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
+def contrastive_gains(x: Num[Tensor, "N Dx"], f: Num[Tensor, "N Df"], folds: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """What each sample adds to the bound of I(X;F), contrasted with the samples of its fold.
 
     The critic of a fold is fitted to the other folds. Values far outside of all others are pulled in before (see
@@ -53,7 +54,7 @@ def contrastive_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
     return gains
 
 
-def contrastive_ceiling(folds: Tensor) -> float:
+def contrastive_ceiling(folds: Int[Tensor, " N"]) -> float:
     """The most that the mean of :func:`contrastive_gains` can be, in nats.
 
     Args:
@@ -63,13 +64,15 @@ def contrastive_ceiling(folds: Tensor) -> float:
     return float(torch.special.xlogy(counts, counts).sum() / counts.sum())
 
 
-def _gains(given_f: Tensor, alone: Tensor, power: float) -> Tensor:
+def _gains(given_f: Float[Tensor, "N N"], alone: Float[Tensor, " N"], power: float) -> Float[Tensor, " N"]:
     """The bound's part of each sample, shape (N,), of log q(x_j|f_i), shape (N, N) by i and j, and log q(x_j), (N,)."""
     critic = given_f - power * alone
     return critic.diagonal() - critic.logsumexp(1) + math.log(len(critic))
 
 
-def _log_densities(decoder: GaussianDecoder, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+def _log_densities(
+    decoder: GaussianDecoder, x: Float[Tensor, "N Dx"], f: Float[Tensor, "N Df"]
+) -> tuple[Float[Tensor, "N N"], Float[Tensor, " N"]]:
     """Both densities, logarithms of them but for a constant: of each x given each f, and of each x alone."""
     x = x - decoder.mean_x
     predicted = (f - decoder.mean_f) @ decoder.slope

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lightning_ckptkd.information.label import label_surprises
 from lightning_ckptkd.information.likelihoods import image_costs, output_of_mean
 from lightning_ckptkd.information.robust import within_fence
+from lightning_ckptkd.shapes import Bool, Float, Int
 
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-2
@@ -82,7 +83,7 @@ class ConvolutionalClassifier(nn.Sequential):
         )
 
 
-def unit_range(images: Tensor) -> Tensor:
+def unit_range(images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     """Undo a normalisation: map each channel's smallest value to 0 and its largest to 1.
 
     Args:
@@ -92,7 +93,7 @@ def unit_range(images: Tensor) -> Tensor:
     return (images - low) / (high - low).clamp_min(1e-12)
 
 
-def scoring_fold(folds: Tensor) -> Tensor:
+def scoring_fold(folds: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
     """Which samples the convolutional estimators are scored on, shape (N,), bool.
 
     Args:
@@ -102,15 +103,15 @@ def scoring_fold(folds: Tensor) -> Tensor:
 
 
 def convolutional_input_gains(
-    images: Tensor,
-    feature_maps: Tensor,
-    folds: Tensor,
+    images: Float[Tensor, "N C H W"],
+    feature_maps: Float[Tensor, "N Cf Hf Wf"],
+    folds: Int[Tensor, " N"],
     *,
     likelihood: str = "bce",
     steps: int = 300,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> Float[Tensor, " N_scoring"]:
     """What each sample of the scoring fold adds to the decoder's gain over the mean image.
 
     The decoder has the same initial weights, batches and budget for each snapshot.
@@ -146,14 +147,14 @@ def convolutional_input_gains(
 
 
 def convolutional_label_gains(
-    labels: Tensor,
-    feature_maps: Tensor,
-    folds: Tensor,
+    labels: Int[Tensor, " N"],
+    feature_maps: Float[Tensor, "N Cf Hf Wf"],
+    folds: Int[Tensor, " N"],
     *,
     steps: int = 300,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> Float[Tensor, " N_scoring"]:
     """What each sample of the scoring fold adds to I(Y;F), by the paper's classifier.
 
     Args:

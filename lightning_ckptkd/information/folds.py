@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.shapes import Int
+
 NUM_FOLDS = 5  # of all estimators that are cross-fitted
 
 
-def assign_folds(num_samples: int, num_folds: int, seed: int) -> Tensor:
+def assign_folds(num_samples: int, num_folds: int, seed: int) -> Int[Tensor, "{num_samples}"]:
     """Put each sample into one of the folds, at random and in equal shares.
 
     Args:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_ckptkd.information.robust import pull_in, winsorise
+from lightning_ckptkd.shapes import Float, Int, Num
 
 _RIDGES = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 _NOISE_FLOOR = 1e-6  # share of X's mean variance
@@ -43,15 +44,15 @@ class Moments:
         ff: Sum of f f^T, shape (Df, Df).
     """
 
-    count: Tensor
-    x: Tensor
-    f: Tensor
-    xx: Tensor
-    xf: Tensor
-    ff: Tensor
+    count: Float[Tensor, ""]
+    x: Float[Tensor, " Dx"]
+    f: Float[Tensor, " Df"]
+    xx: Float[Tensor, "Dx Dx"]
+    xf: Float[Tensor, "Dx Df"]
+    ff: Float[Tensor, "Df Df"]
 
     @classmethod
-    def of(cls, x: Tensor, f: Tensor) -> Moments:
+    def of(cls, x: Num[Tensor, "N Dx"], f: Num[Tensor, "N Df"]) -> Moments:
         """The moments of a batch.
 
         Args:
@@ -68,8 +69,8 @@ class Moments:
     def __sub__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, item.name) - getattr(other, item.name) for item in fields(self)))
 
-    def centred_x(self, mean_x: Tensor) -> Tensor:
-        """Mean product x x^T of the samples' differences to a given mean."""
+    def centred_x(self, mean_x: Float[Tensor, " Dx"]) -> Float[Tensor, "Dx Dx"]:
+        """Mean product x x^T of the samples' differences to a given mean (Dx,); shape (Dx, Dx)."""
         x = self.x / self.count
         return self.xx / self.count - torch.outer(x, mean_x) - torch.outer(mean_x, x) + torch.outer(mean_x, mean_x)
 
@@ -87,14 +88,14 @@ class GaussianDecoder:
         floor: Variance of the noise with which X is seen, in both covariances; shape ().
     """
 
-    mean_x: Tensor
-    mean_f: Tensor
-    slope: Tensor
-    given_f: Tensor
-    alone: Tensor
-    floor: Tensor
+    mean_x: Float[Tensor, " Dx"]
+    mean_f: Float[Tensor, " Df"]
+    slope: Float[Tensor, "Df Dx"]
+    given_f: Float[Tensor, "Dx Dx"]
+    alone: Float[Tensor, "Dx Dx"]
+    floor: Float[Tensor, ""]
 
-    def gains(self, x: Tensor, f: Tensor) -> Tensor:
+    def gains(self, x: Num[Tensor, "N Dx"], f: Num[Tensor, "N Df"]) -> Float[Tensor, " N"]:
         """The gain log q(x|f) - log q(x) of each sample in nats, shape (N,), of x (N, Dx) and f (N, Df)."""
         x = x.double() - self.mean_x
         residual = x - (f.double() - self.mean_f) @ self.slope
@@ -106,7 +107,13 @@ class GaussianDecoder:
         return float(_mean_cost(alone, self.alone, self.floor) - _mean_cost(left, self.given_f, self.floor))
 
 
-def log_density_gains(residual: Tensor, x: Tensor, given_f: Tensor, alone: Tensor, floor: Tensor) -> Tensor:
+def log_density_gains(
+    residual: Float[Tensor, "N Dx"],
+    x: Float[Tensor, "N Dx"],
+    given_f: Float[Tensor, "Dx Dx"],
+    alone: Float[Tensor, "Dx Dx"],
+    floor: Float[Tensor, ""],
+) -> Float[Tensor, " N"]:
     """The gain log N(residual; 0, given_f) - log N(x; 0, alone) of each sample in nats, shape (N,).
 
     Args:
@@ -191,7 +198,7 @@ def gaussian_information(folds: Sequence[Moments]) -> float:
     )
 
 
-def gaussian_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
+def gaussian_gains(x: Num[Tensor, "N Dx"], f: Num[Tensor, "N Df"], folds: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """What each sample adds to the gain: log q(x|f) - log q(x) in nats, whose mean is :func:`gaussian_information`.
 
     Values of X and F far outside of all others are pulled in before (see :mod:`.robust`), so that no sample decides.
@@ -217,7 +224,7 @@ def gaussian_gains(x: Tensor, f: Tensor, folds: Tensor) -> Tensor:
     return gains
 
 
-def gaussian_ceiling(x: Tensor) -> float:
+def gaussian_ceiling(x: Num[Tensor, "N Dx"]) -> float:
     """The most that :func:`gaussian_information` could be, where F determines X up to the noise floor; nats.
 
     Args:
@@ -229,14 +236,14 @@ def gaussian_ceiling(x: Tensor) -> float:
     return float(torch.linalg.slogdet(add_noise(covariance, floor) / floor).logabsdet / 2)
 
 
-def noise_floor(moments: Moments) -> Tensor:
+def noise_floor(moments: Moments) -> Float[Tensor, ""]:
     """Variance of the noise with which X is seen: it bounds I where F determines X; shape ()."""
     mean = moments.x / moments.count
     return _NOISE_FLOOR * (moments.xx.diagonal() / moments.count - mean.square()).mean()
 
 
-def add_noise(covariance: Tensor, floor: Tensor) -> Tensor:
-    """The covariance with noise of that variance."""
+def add_noise(covariance: Float[Tensor, "Dx Dx"], floor: Float[Tensor, ""]) -> Float[Tensor, "Dx Dx"]:
+    """The covariance (Dx, Dx) with noise of that variance."""
     return covariance + floor * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
@@ -247,7 +254,7 @@ class _Regression:
     than its factor does.
     """
 
-    def __init__(self, total: Moments, fold: Moments, usual: Tensor) -> None:
+    def __init__(self, total: Moments, fold: Moments, usual: Float[Tensor, " Df"]) -> None:
         self._total, self._fold = total, fold
         self._count = total.count - fold.count
         self.mean_x, self.mean_f = (total.x - fold.x) / self._count, (total.f - fold.f) / self._count
@@ -258,7 +265,7 @@ class _Regression:
         cross = (total.xf - fold.xf) / self._count - torch.outer(self.mean_x, self.mean_f)
         self._cross = self._scale[:, None] * cross.T
 
-    def slope(self, ridge: float) -> Tensor:
+    def slope(self, ridge: float) -> Float[Tensor, "Df Dx"]:
         """Shape (Df, Dx); the ridge is on features of unit variance."""
         correlation = self._total.ff - self._fold.ff
         correlation.div_(self._count).addr_(self.mean_f, self.mean_f, alpha=-1)
@@ -267,22 +274,24 @@ class _Regression:
         slope: Tensor = self._scale[:, None] * torch.cholesky_solve(self._cross, torch.linalg.cholesky(correlation))
         return slope
 
-    def residual(self, slope: Tensor) -> Tensor:
+    def residual(self, slope: Float[Tensor, "Df Dx"]) -> Float[Tensor, "Dx Dx"]:
         """Second moment of x - slope^T f over the fold, both centred by this regression's means."""
         return _residual(self._fold, self.mean_x, self.mean_f, slope)
 
-    def second_moment(self) -> Tensor:
+    def second_moment(self) -> Float[Tensor, "Dx Dx"]:
         """Second moment of x over the fold, centred by this regression's mean."""
         return self._fold.centred_x(self.mean_x)
 
 
-def _deviation(moments: Moments) -> Tensor:
+def _deviation(moments: Moments) -> Float[Tensor, " Df"]:
     """Standard deviation of each feature, shape (Df,)."""
     mean = moments.f / moments.count
     return (moments.ff.diagonal() / moments.count - mean.square()).clamp_min(0).sqrt()
 
 
-def _residual(samples: Moments, mean_x: Tensor, mean_f: Tensor, slope: Tensor) -> Tensor:
+def _residual(
+    samples: Moments, mean_x: Float[Tensor, " Dx"], mean_f: Float[Tensor, " Df"], slope: Float[Tensor, "Df Dx"]
+) -> Float[Tensor, "Dx Dx"]:
     """Second moment of (x - mean_x) - slope^T (f - mean_f)."""
     x, mean, fitted = samples.x / samples.count, slope.T @ (samples.f / samples.count), slope.T @ mean_f
     # of f times slope^T: its second moment, and its products with x, both centred
@@ -294,7 +303,9 @@ def _residual(samples: Moments, mean_x: Tensor, mean_f: Tensor, slope: Tensor) -
     return (residual + residual.T) / 2
 
 
-def _costs(x: Tensor, covariance: Tensor, floor: Tensor) -> Tensor:
+def _costs(
+    x: Float[Tensor, "N Dx"], covariance: Float[Tensor, "Dx Dx"], floor: Float[Tensor, ""]
+) -> Float[Tensor, " N"]:
     """Mean negative log-density in nats of each sample over noise of that variance, less the constant; shape (N,)."""
     factor = torch.linalg.cholesky(covariance)
     whitened = torch.linalg.solve_triangular(factor, x.T, upper=False)
@@ -303,7 +314,9 @@ def _costs(x: Tensor, covariance: Tensor, floor: Tensor) -> Tensor:
     return cost
 
 
-def _mean_cost(second_moment: Tensor, covariance: Tensor, floor: Tensor) -> Tensor:
+def _mean_cost(
+    second_moment: Float[Tensor, "Dx Dx"], covariance: Float[Tensor, "Dx Dx"], floor: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
     """Mean of :func:`_costs` over samples with that second moment."""
     factor = torch.linalg.cholesky(covariance)
     solved = torch.cholesky_solve(add_noise(second_moment, floor), factor)

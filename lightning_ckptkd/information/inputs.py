@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_ckptkd.shapes import Float, Int, Num, Shaped
+
 _SIDE = 16
 _VARIANCE_FLOOR = 1e-6
 _BINS = 512
 _BLOCK = 2**22  # numbers of a wide X that are looked at together
 
 
-def pool_inputs(x: Tensor) -> Tensor:
+def pool_inputs(x: Shaped[Tensor, "N ..."]) -> Float[Tensor, "N D"]:
     """Inputs as vectors: images larger than 16 x 16 are halved until they are not, everything is flattened.
 
     Args:
@@ -30,7 +32,9 @@ def pool_inputs(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def token_bags(ids: Tensor, samples: Tensor, num_samples: int, num_bins: int = _BINS) -> Tensor:
+def token_bags(
+    ids: Int[Tensor, " R"], samples: Int[Tensor, " R"], num_samples: int, num_bins: int = _BINS
+) -> Float[Tensor, "{num_samples} {num_bins}"]:
     """How often each token is in each sample, as shares of the sample's tokens.
 
     A token's bin is its rank by frequency among all tokens (of equal ones the first to appear comes first), modulo
@@ -38,13 +42,13 @@ def token_bags(ids: Tensor, samples: Tensor, num_samples: int, num_bins: int = _
     ids but which of them are equal, so that another numbering of the vocabulary gives the very same bags.
 
     Args:
-        ids: Of all tokens, sample after sample, shape (T,), int64.
-        samples: The sample of each, shape (T,).
+        ids: Of all tokens, sample after sample, a row each, shape (R,), int64.
+        samples: The sample of each, shape (R,).
         num_samples: N.
-        num_bins: B.
+        num_bins: D.
 
     Returns:
-        Shape (N, B), float64; a sample without tokens has zeros.
+        Shape (N, D), float64; a sample without tokens has zeros.
     """
     values, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
     places = torch.arange(len(ids), device=ids.device)
@@ -59,7 +63,7 @@ def token_bags(ids: Tensor, samples: Tensor, num_samples: int, num_bins: int = _
     return bags / bags.sum(1, keepdim=True).clamp_min(1)
 
 
-def principal_components(x: Tensor, num_components: int) -> Tensor:
+def principal_components(x: Num[Tensor, "N D"], num_components: int) -> Float[Tensor, "N D_kept"]:
     """Scores of the leading principal components, in float64.
 
     Components with less than a millionth of the first one's variance (pixels that never change) are left out. Vectors
@@ -71,7 +75,7 @@ def principal_components(x: Tensor, num_components: int) -> Tensor:
         num_components: The largest number that is kept.
 
     Returns:
-        Scores, shape (N, K) with K <= num_components.
+        Scores, shape (N, D_kept) with D_kept <= num_components.
     """
     by_samples = x.shape[1] > len(x)
     if not by_samples:
@@ -98,7 +102,7 @@ def component_bytes(num_samples: int, dim: int) -> int:
     return 8 * (whole + 4 * smaller**2)
 
 
-def _inner_products(x: Tensor) -> Tensor:
+def _inner_products(x: Num[Tensor, "N D"]) -> Float[Tensor, "N N"]:
     """Of the centred rows of a wide (N, D), a block of columns at a time; shape (N, N), float64."""
     products = x.new_zeros(len(x), len(x), dtype=torch.float64)
     for columns in torch.split(x, max(1, _BLOCK // len(x)), 1):
@@ -108,7 +112,7 @@ def _inner_products(x: Tensor) -> Tensor:
     return products
 
 
-def within_classes(values: Tensor, labels: Tensor) -> Tensor:
+def within_classes(values: Num[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
     """Values less the mean of their class: what is left to tell once the label is known.
 
     The information between two such sets of values is that given the label, I(.;.|Y), if all classes have the same

@@ -18,6 +18,7 @@ from lightning_ckptkd.information.gaussian import Moments, add_noise, log_densit
 from lightning_ckptkd.information.label import TEMPERATURES, head_gains, tempered_costs
 from lightning_ckptkd.information.robust import pull_in, winsorise
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
+from lightning_ckptkd.shapes import Float, Int, Num
 
 MAX_DIMENSIONS = 128
 MOST_TEACHERS = 8  # where their number comes from the data
@@ -25,7 +26,7 @@ FEWEST = False  # whether it is the smallest number within the error of the best
 _RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
 
 
-def reduce_features(features: Tensor) -> Tensor:
+def reduce_features(features: Num[Tensor, "N D"]) -> Float[Tensor, "N D_kept"]:
     """Features of unit variance without those that never change; their leading 128 principal components at most.
 
     What is far outside of all others is pulled in before (see :mod:`.robust`).
@@ -34,7 +35,7 @@ def reduce_features(features: Tensor) -> Tensor:
         features: Shape (N, D).
 
     Returns:
-        Shape (N, D') with D' <= 128, float64.
+        Shape (N, D_kept) with D_kept <= 128, float64.
     """
     features = winsorise(features)
     features = features - features.mean(0)
@@ -81,11 +82,11 @@ class JointInformation:
 
     def __init__(
         self,
-        x: Tensor,
-        features: Sequence[Tensor],
-        logits: Sequence[Tensor] | None,
-        labels: Tensor,
-        folds: Tensor,
+        x: Num[Tensor, "N Dx"],
+        features: Sequence[Float[Tensor, "N _"]],
+        logits: Sequence[Float[Tensor, "N K"]] | None,
+        labels: Int[Tensor, " N"],
+        folds: Int[Tensor, " N"],
         expected_size: int = 3,
     ) -> None:
         self._x = pull_in(x) - pull_in(x).mean(0)
@@ -100,7 +101,7 @@ class JointInformation:
         """How many snapshots can join."""
         return len(self._features)
 
-    def gains(self, candidate: int | None = None) -> tuple[Tensor, Tensor]:
+    def gains(self, candidate: int | None = None) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """What each sample adds to I(X; F1..Fk) and to I(Y;F) of the mean logits.
 
         Args:

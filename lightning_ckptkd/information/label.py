@@ -15,11 +15,12 @@ from torch import Tensor
 
 from lightning_ckptkd.information.blocks import blocks, one_thread
 from lightning_ckptkd.information.robust import fences, within_fence
+from lightning_ckptkd.shapes import Float, Int
 
 TEMPERATURES = tuple(2.0 ** (power / 4) for power in range(-8, 17))  # 1/4 to 16
 
 
-def label_entropy(labels: Tensor) -> float:
+def label_entropy(labels: Int[Tensor, " N"] | Float[Tensor, "N K"]) -> float:
     """H(Y) in nats of the labels' empirical distribution.
 
     Args:
@@ -29,7 +30,7 @@ def label_entropy(labels: Tensor) -> float:
     return float(torch.special.entr(shares).sum())
 
 
-def label_surprises(labels: Tensor) -> Tensor:
+def label_surprises(labels: Int[Tensor, " N"] | Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
     """-log p(y) of each sample under the labels' empirical distribution, in nats, whose mean is :func:`label_entropy`.
 
     So the standard error of H(Y) less a cross-entropy has that of H(Y) in it.
@@ -49,7 +50,7 @@ def label_surprises(labels: Tensor) -> Tensor:
     return surprises
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
+def accuracy(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> float:
     """Share of samples classified correctly.
 
     Args:
@@ -60,7 +61,11 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 @one_thread()
-def tempered_costs(logits: Tensor, labels: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:
+def tempered_costs(
+    logits: Float[Tensor, "N K"],
+    labels: Int[Tensor, " N"] | Float[Tensor, "N K"],
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> Float[Tensor, "N T"]:
     """-log softmax(logits / T)[label] of each sample and temperature in nats, shape (N, T), float64.
 
     Args:
@@ -99,7 +104,12 @@ def _halvings(temperatures: Sequence[float]) -> list[list[int]]:
     return chains
 
 
-def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:
+def head_gains(
+    logits: Float[Tensor, "N K"],
+    labels: Int[Tensor, " N"] | Float[Tensor, "N K"],
+    folds: Int[Tensor, " N"],
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> Float[Tensor, " N"]:
     """What each sample adds to I(Y;F) by the teacher's own head with a fitted temperature.
 
     The temperature takes back over- and under-confidence (Guo et al. 2017), which tell nothing of the features. Each
@@ -126,7 +136,9 @@ def head_gains(logits: Tensor, labels: Tensor, folds: Tensor, temperatures: Sequ
     return label_surprises(labels) - best
 
 
-def gaussian_head_gains(predictions: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
+def gaussian_head_gains(
+    predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"], folds: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
     r"""What each sample adds to I(Y;F) by predicted numbers, with a Gaussian of fitted variance around each.
 
     For a density q(y|f), I(Y;F) >= E[log q(y|f) - log p(y)] where p is Y's own; here both are Gaussian, one number at

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_ckptkd.shapes import Float
+
 LIKELIHOODS = ("bce", "continuous_bernoulli", "gaussian")
 _EDGE = 1e-4  # a mean image of pure black or white would make any other pixel impossible
 _SMALL = 1e-2
 
 
-def image_costs(outputs: Tensor, images: Tensor, likelihood: str, log_variance: Tensor) -> Tensor:
+def image_costs(
+    outputs: Float[Tensor, "N C H W"],
+    images: Float[Tensor, "N C H W"],
+    likelihood: str,
+    log_variance: Float[Tensor, "C 1 1"],
+) -> Float[Tensor, " N"]:
     """-log q(x|f) of each image in nats, shape (N,).
 
     Args:
@@ -37,7 +44,9 @@ def image_costs(outputs: Tensor, images: Tensor, likelihood: str, log_variance: 
     return costs.flatten(1).sum(1)
 
 
-def output_of_mean(images: Tensor, likelihood: str) -> tuple[Tensor, Tensor]:
+def output_of_mean(
+    images: Float[Tensor, "N C H W"], likelihood: str
+) -> tuple[Float[Tensor, "1 C H W"], Float[Tensor, "C 1 1"]]:
     """The best output that sees no features, shape (1, C, H, W), and its log-variance, shape (C, 1, 1).
 
     Args:
@@ -52,7 +61,7 @@ def output_of_mean(images: Tensor, likelihood: str) -> tuple[Tensor, Tensor]:
     return (mean.logit() if likelihood == "bce" else _natural_parameter(mean)), log_variance
 
 
-def _log_normaliser(natural: Tensor) -> Tensor:
+def _log_normaliser(natural: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Logarithm of the integral of exp(natural * x) over [0, 1]."""
     half = natural.abs() / 2
     safe = half.clamp_min(_SMALL)
@@ -62,7 +71,7 @@ def _log_normaliser(natural: Tensor) -> Tensor:
     return natural / 2 + ratio
 
 
-def _natural_parameter(mean: Tensor) -> Tensor:
+def _natural_parameter(mean: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Of the continuous Bernoulli with that mean, by bisection."""
     low, high = torch.full_like(mean, -1 / _EDGE), torch.full_like(mean, 1 / _EDGE)
     for _ in range(60):

@@ -8,12 +8,15 @@ from torch.nn import functional as F
 
 from lightning_ckptkd.information.label import label_surprises
 from lightning_ckptkd.information.robust import winsorise
+from lightning_ckptkd.shapes import Float, Int, Num
 
 _PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)
 _MAX_ITERATIONS = 100
 
 
-def logistic_gains(features: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
+def logistic_gains(
+    features: Num[Tensor, "N D"], labels: Int[Tensor, " N"], folds: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
     """What each sample adds to I(Y;F), by multinomial logistic regression that is cross-fitted over folds.
 
     Each fold in turn is scored by a probe that was fitted (L-BFGS, float64) to the others. The L2 penalty is

@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_ckptkd.information.folds import NUM_FOLDS
 from lightning_ckptkd.information.gaussian import Moments, gaussian_information
 from lightning_ckptkd.information.label import TEMPERATURES, tempered_costs
+from lightning_ckptkd.shapes import Float, Int, Num
 
 
 class GaussianInformation(Metric):
@@ -40,7 +41,7 @@ class GaussianInformation(Metric):
         self.add_state("moments", state, dist_reduce_fx=_merged)
 
     @override
-    def update(self, x: Tensor, f: Tensor) -> None:
+    def update(self, x: Num[Tensor, "N Dx"], f: Num[Tensor, "N Df"]) -> None:
         """Add a batch.
 
         Args:
@@ -53,7 +54,7 @@ class GaussianInformation(Metric):
         self.moments = _merged(torch.stack([self.moments, added]))
 
     @override
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, ""]:
         """I(X;F) in nats, shape ().
 
         Raises:
@@ -90,7 +91,7 @@ class HeadInformation(Metric):
         self.add_state("labels", torch.zeros(NUM_FOLDS, num_classes, dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> None:
         """Add a batch.
 
         Args:
@@ -103,7 +104,7 @@ class HeadInformation(Metric):
         self.labels.index_put_((folds, labels), ones, accumulate=True)
 
     @override
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, ""]:
         """I(Y;F) in nats, shape ()."""
         best = (self.costs.sum(0) - self.costs).argmin(1)  # the temperature that suits the other folds
         cost = self.costs.gather(1, best[:, None]).sum() / self.labels.sum()
@@ -131,7 +132,7 @@ class ConditionalInformation(Metric):
         self.add_state("sums", torch.zeros(num_classes, num_classes, dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
-    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+    def update(self, probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> None:
         """Add a batch.
 
         Args:
@@ -143,7 +144,7 @@ class ConditionalInformation(Metric):
         self.sums.index_add_(0, labels, probabilities)
 
     @override
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, ""]:
         """I(X;Z|Y) in nats, shape ()."""
         counts = self.sums.sum(1, keepdim=True)
         means = self.sums / counts.clamp_min(1e-300)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_ckptkd.information.uncertainty import jackknife_error, student_quantile
+from lightning_ckptkd.shapes import Bool, Float
 
 DOUBT = 0.05
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the samples, after which snapshots may leave
@@ -33,13 +34,13 @@ class View:
         high_replicates: Shape (G, S).
     """
 
-    low: Tensor
-    low_replicates: Tensor
-    high: Tensor
-    high_replicates: Tensor
+    low: Float[Tensor, " S"]
+    low_replicates: Float[Tensor, "G S"]
+    high: Float[Tensor, " S"]
+    high_replicates: Float[Tensor, "G S"]
 
     @classmethod
-    def of(cls, scores: Tensor, replicates: Tensor) -> View:
+    def of(cls, scores: Float[Tensor, " S"], replicates: Float[Tensor, "G S"]) -> View:
         """Scores (S,) and replicates (G, S) of which nothing is unsure but for the samples."""
         return cls(scores, replicates, scores, replicates)
 
@@ -61,7 +62,9 @@ def quantile(num_snapshots: int, num_parts: int, num_groups: int) -> float:
     return student_quantile(1 - DOUBT / (num_snapshots * num_parts), num_groups - 1)
 
 
-def who_leaves(views: Sequence[View], sure: float, share: float, count: int, *, first_by_ties: bool = False) -> Tensor:
+def who_leaves(
+    views: Sequence[View], sure: float, share: float, count: int, *, first_by_ties: bool = False
+) -> Bool[Tensor, " S"]:
     """Which snapshots can't be among the best.
 
     One leaves if another is surely better, so that it can't come first, and ``count`` others are surely not behind it
@@ -94,7 +97,9 @@ def who_leaves(views: Sequence[View], sure: float, share: float, count: int, *, 
     return better.any(0) & (not_behind.sum(0) >= count)
 
 
-def surely_below(values: Tensor, replicates: Tensor, floor: float, sure: float) -> tuple[Tensor, Tensor]:
+def surely_below(
+    values: Float[Tensor, " S"], replicates: Float[Tensor, "G S"], floor: float, sure: float
+) -> tuple[Bool[Tensor, " S"], Bool[Tensor, " S"]]:
     """Which values are surely below a share of the largest, and which surely are not, shapes (S,), bool.
 
     Args:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ckptkd.information.uncertainty import jackknife_error
+from lightning_ckptkd.shapes import Bool, Float, Int, Num
 
 NORMALISATIONS = ("max", "minmax", "entropy")
 ENSEMBLES = ("top", "greedy", "spaced")
@@ -36,8 +37,11 @@ class ScoreRule:
     label_entropy: float = 1.0
 
     def terms(
-        self, input_information: Tensor, label_information: Tensor, counts: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input_information: Float[Tensor, "*some S"],
+        label_information: Float[Tensor, "*some S"],
+        counts: Bool[Tensor, " S"] | None = None,
+    ) -> tuple[Float[Tensor, "*some S"], Float[Tensor, "*some S"]]:
         """Both terms normalised.
 
         Args:
@@ -54,16 +58,23 @@ class ScoreRule:
         input_term = normalise(input_information, self.normalisation, self.input_entropy)
         return torch.where(counts, input_term, 0.0), label_term
 
-    def scores(self, input_information: Tensor, label_information: Tensor, counts: Tensor | None = None) -> Tensor:
+    def scores(
+        self,
+        input_information: Float[Tensor, "*some S"],
+        label_information: Float[Tensor, "*some S"],
+        counts: Bool[Tensor, " S"] | None = None,
+    ) -> Float[Tensor, "*some S"]:
         """The weighted sum of both normalised terms, shape (..., S); arguments as :meth:`terms`."""
         input_term, label_term = self.terms(input_information, label_information, counts)
         return self.input_weight * input_term + self.label_weight * label_term
 
-    def above_floor(self, label_information: Tensor) -> Tensor:
+    def above_floor(self, label_information: Float[Tensor, "*some S"]) -> Bool[Tensor, "*some S"]:
         """Whether each snapshot's I(X;F) counts, shape (..., S), bool."""
         return label_information >= self.label_floor * label_information.amax(-1, keepdim=True)
 
-    def weights_of_nats(self, input_information: Tensor, label_information: Tensor) -> tuple[float, float]:
+    def weights_of_nats(
+        self, input_information: Float[Tensor, " S"], label_information: Float[Tensor, " S"]
+    ) -> tuple[float, float]:
         """What a nat of each term adds to a score, given the snapshots' terms, shapes (S,)."""
         weights = []
         for weight, values, entropy in (
@@ -76,7 +87,7 @@ class ScoreRule:
         return weights[0], weights[1]
 
 
-def normalise(values: Tensor, how: str, entropy: float = 1.0) -> Tensor:
+def normalise(values: Float[Tensor, "*some S"], how: str, entropy: float = 1.0) -> Float[Tensor, "*some S"]:
     """Bring one term of all snapshots to a common scale.
 
     Args:
@@ -97,7 +108,9 @@ def normalise(values: Tensor, how: str, entropy: float = 1.0) -> Tensor:
     return torch.where(largest > 0, values / largest.clamp_min(1e-300), 0.0)
 
 
-def rank_by_score(scores: Tensor, replicates: Tensor, steps: Tensor, ties: str = DEFAULT_TIES) -> Tensor:
+def rank_by_score(
+    scores: Float[Tensor, " S"], replicates: Float[Tensor, "G S"], steps: Num[Tensor, " S"], ties: str = DEFAULT_TIES
+) -> Int[Tensor, " S"]:
     """Indices from the best score to the worst.
 
     Scores within one standard error of their difference (of the same samples, by the jackknife) are equal for all that
@@ -130,7 +143,7 @@ def rank_by_score(scores: Tensor, replicates: Tensor, steps: Tensor, ties: str =
     return torch.tensor(order, dtype=torch.long)
 
 
-def choose_spaced(order: Tensor, steps: Tensor, count: int) -> Tensor:
+def choose_spaced(order: Int[Tensor, " S"], steps: Num[Tensor, " S"], count: int) -> Int[Tensor, "{count}"]:
     """The best that are not neighbours: each at least 1/(2 count) of training away from those before it.
 
     Where too few are left, the gap is halved until there are enough.
@@ -154,7 +167,7 @@ def choose_spaced(order: Tensor, steps: Tensor, count: int) -> Tensor:
         gap = gap / 2 if gap > 0.5 else 0.0
 
 
-def rank_last(steps: Tensor, count: int) -> Tensor:
+def rank_last(steps: Num[Tensor, " S"], count: int) -> Int[Tensor, "{count}"]:
     """The last snapshots, the very last first.
 
     Args:
@@ -167,7 +180,7 @@ def rank_last(steps: Tensor, count: int) -> Tensor:
     return torch.arange(len(steps)).flip(0)[:count]
 
 
-def rank_half(steps: Tensor, count: int) -> Tensor:
+def rank_half(steps: Num[Tensor, " S"], count: int) -> Int[Tensor, "{count}"]:
     """The snapshots nearest to half of the last one's step (the paper's practical default).
 
     Arguments and result are those of :func:`rank_last`.
@@ -176,7 +189,7 @@ def rank_half(steps: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(range(len(steps)), key=lambda index: (float(distance[index]), index))[:count])
 
 
-def rank_spaced(steps: Tensor, count: int) -> Tensor:
+def rank_spaced(steps: Num[Tensor, " S"], count: int) -> Int[Tensor, "{count}"]:
     """The snapshots nearest to ``count`` equal parts of training, the last included.
 
     Arguments and result are those of :func:`rank_last`.

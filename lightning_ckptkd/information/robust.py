@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_ckptkd.shapes import Bool, Float, Int, Num
+
 _AT_ONCE = 2**18  # numbers of rows that are in memory in float64 at one time
 _OUTSIDE = 0.005  # share of the samples that is left out at each end
 _LEAST_OUTSIDE = 5  # samples, likewise
@@ -20,7 +22,7 @@ _OUTLYING = 0.2  # share of its units by which a sample as a whole is outside: h
 _DECIDES = 20.0  # times what a slope is fitted to: one sample of 2,000 then costs more than a nat of ten dimensions
 
 
-def winsorise(features: Tensor) -> Tensor:
+def winsorise(features: Num[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     """Pull what is outside of its unit's fence to the fence.
 
     Args:
@@ -33,7 +35,7 @@ def winsorise(features: Tensor) -> Tensor:
     return values.clamp(*fences(values))
 
 
-def outlying_samples(features: Tensor) -> Tensor:
+def outlying_samples(features: Num[Tensor, "N D"]) -> Bool[Tensor, " N"]:
     """Which samples have a fifth of their units or more outside of the fences, shape (N,), bool.
 
     Args:
@@ -43,7 +45,7 @@ def outlying_samples(features: Tensor) -> Tensor:
     return (values != winsorise(values)).double().mean(1) >= _OUTLYING
 
 
-def deciding_units(features: Tensor, folds: Tensor) -> Tensor:
+def deciding_units(features: Num[Tensor, "N D"], folds: Int[Tensor, " N"]) -> Bool[Tensor, " D"]:
     """Which units would let one sample decide, shape (D,), bool: those that are almost always the same.
 
     Of such a unit a sample of a fold is many times as far from the rest as all samples that its slope is fitted to
@@ -66,7 +68,7 @@ def deciding_units(features: Tensor, folds: Tensor) -> Tensor:
     return found
 
 
-def pull_in(vectors: Tensor) -> Tensor:
+def pull_in(vectors: Num[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     """Move vectors that are farther from the median than the fence towards it, each as a whole.
 
     For inputs and logits, of which a single number may well be rare and large: directions stay as they are.
@@ -88,7 +90,7 @@ def pull_in(vectors: Tensor) -> Tensor:
     return torch.where(outside, centre + differences * (fence / lengths.clamp_min(1e-300)), values)
 
 
-def within_fence(rows: Tensor) -> Tensor:
+def within_fence(rows: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
     """Logits, or feature maps, whose spread is far outside of that of all others, scaled down to the fence.
 
     Args:
@@ -106,7 +108,7 @@ def within_fence(rows: Tensor) -> Tensor:
     return rows * torch.where(outside, fence / spread.clamp_min(1e-300), 1.0).to(rows.dtype)
 
 
-def fences(values: Tensor) -> tuple[Tensor, Tensor]:
+def fences(values: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
     """The fences of each column of values (N, D), float64: the lower and the upper ones, shapes (D,)."""
     count = len(values)
     cut = min(max(math.ceil(_OUTSIDE * count), _LEAST_OUTSIDE), (count - 1) // 4)
@@ -116,5 +118,5 @@ def fences(values: Tensor) -> tuple[Tensor, Tensor]:
     return low - beyond, high + beyond
 
 
-def _deviation(values: Tensor) -> Tensor:
+def _deviation(values: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
     return (values - values.mean(0)).square().mean(0).sqrt()

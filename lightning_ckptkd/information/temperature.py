@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from lightning_ckptkd.information.blocks import blocks, one_thread
+from lightning_ckptkd.shapes import Float, Int
 
 COLDEST, HOTTEST = 2.0**-4, 2.0**6  # where no temperature is the best (all labels foretold, or worse than chance)
 _FEW, _SHARE = 4096, 16  # logits from which on the search begins on a part of the rows, and one in how many
@@ -14,7 +15,7 @@ _STEPS, _PRECISION = 60, 1e-6
 
 
 @one_thread()
-def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+def fitted_temperature(logits: Float[Tensor, "R K"], labels: Int[Tensor, " R"] | Float[Tensor, "R K"]) -> float:
     """The T between 1/16 and 64 with the lowest mean cross-entropy of softmax(logits / T).
 
     The cross-entropy is convex in 1 / T; its root is found by Newton's steps in a bracket. Of many rows they begin at
@@ -31,7 +32,7 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     return _newton(logits, labels, 1 / _newton(logits[::_SHARE], labels[::_SHARE], 1.0) if few else 1.0)
 
 
-def _newton(logits: Tensor, labels: Tensor, inverse: float) -> float:
+def _newton(logits: Float[Tensor, "R K"], labels: Int[Tensor, " R"] | Float[Tensor, "R K"], inverse: float) -> float:
     """T, sought from a given 1 / T on."""
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(_STEPS):
@@ -47,7 +48,9 @@ def _newton(logits: Tensor, labels: Tensor, inverse: float) -> float:
     return 1 / inverse
 
 
-def _derivatives(logits: Tensor, labels: Tensor, inverse: float) -> tuple[float, float]:
+def _derivatives(
+    logits: Float[Tensor, "R K"], labels: Int[Tensor, " R"] | Float[Tensor, "R K"], inverse: float
+) -> tuple[float, float]:
     """The first two derivatives of the mean cross-entropy by 1 / T."""
     slope = curvature = 0.0
     for rows in blocks(logits):

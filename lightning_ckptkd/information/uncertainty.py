@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from lightning_ckptkd.information.folds import assign_folds
+from lightning_ckptkd.shapes import Float
 
 NUM_GROUPS = 20
 
 
-def leave_one_out(values: Tensor, seed: int, num_groups: int = NUM_GROUPS) -> Tensor:
+def leave_one_out(
+    values: Float[Tensor, " N"], seed: int, num_groups: int = NUM_GROUPS
+) -> Float[Tensor, "{num_groups}"]:
     """The mean without each group of samples in turn, shape (G,), float64.
 
     Args:
@@ -30,7 +33,7 @@ def leave_one_out(values: Tensor, seed: int, num_groups: int = NUM_GROUPS) -> Te
     return (sums.sum() - sums) / (len(values) - torch.bincount(groups))
 
 
-def jackknife_error(replicates: Tensor) -> Tensor:
+def jackknife_error(replicates: Float[Tensor, "G *statistic"]) -> Float[Tensor, "*statistic"]:
     """Standard error of a statistic, shape (...).
 
     Args:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.shapes import Float, Shaped
 
 
 def check_temperature(temperature: float) -> None:
@@ -30,18 +31,22 @@ def check_term_weight(name: str, value: float) -> None:
         raise ArgumentError(f"{name} should be 0 or more, got {value}.")
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The tensor in float32, or in float64 where it is that already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def in_one_precision(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def in_one_precision(
+    first: Shaped[Tensor, "*first"], second: Shaped[Tensor, "*second"]
+) -> tuple[Float[Tensor, "*first"], Float[Tensor, "*second"]]:
     """Both in float32, or in float64 where one of them is that already."""
     dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
     return first.to(dtype), second.to(dtype)
 
 
-def logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+def logit_pair(
+    student_logits: Float[Tensor, "N K"], teacher_logits: Float[Tensor, "N K"]
+) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
     """Both logits, checked, in one precision: float32 at least.
 
     Args:
@@ -60,7 +65,9 @@ def logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, 
     return in_one_precision(student_logits, teacher_logits)
 
 
-def tempered_pair(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def tempered_pair(
+    student_logits: Float[Tensor, "N K"], teacher_logits: Float[Tensor, "N K"], temperature: float
+) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
     """:func:`logit_pair` divided by T.
 
     Args:

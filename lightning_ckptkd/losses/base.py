@@ -13,6 +13,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import check_temperature
 from lightning_ckptkd.losses.combine import COMBINATIONS, combine_logits, normalised_weights
 from lightning_ckptkd.losses.scale import NONE, STANDARDISED, check_scale, scaled, standardised
+from lightning_ckptkd.shapes import Float, Num, Shaped
 
 PER_TEACHER = "per_teacher"
 
@@ -49,7 +50,12 @@ class LogitLoss(nn.Module, ABC):
         self.scale = check_scale(scale)
 
     @abstractmethod
-    def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+    def pair(
+        self,
+        student_logits: Float[Tensor, "N K"],
+        teacher_logits: Float[Tensor, "N K"],
+        target: Shaped[Tensor, "N ..."] | None,
+    ) -> Float[Tensor, ""]:
         """The loss with one teacher, the mean over samples.
 
         Args:
@@ -61,19 +67,21 @@ class LogitLoss(nn.Module, ABC):
             Shape ().
         """
 
-    def combined(self, teacher_logits: Tensor, weights: Tensor | None) -> Tensor:
+    def combined(
+        self, teacher_logits: Float[Tensor, "M N K"], weights: Num[Tensor, " M"] | None
+    ) -> Float[Tensor, "N K"]:
         """What :meth:`pair` gets as the teacher's logits: (N, K) of (M, N, K)."""
         return combine_logits(teacher_logits, self.combine, self.temperature, weights)
 
     @override
     def forward(
         self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        target: Tensor | None = None,
-        weights: Tensor | None = None,
-        scales: Tensor | None = None,
-    ) -> Tensor:
+        student_logits: Float[Tensor, "N K"],
+        teacher_logits: Float[Tensor, "M N K"] | Float[Tensor, "N K"],
+        target: Shaped[Tensor, "N ..."] | None = None,
+        weights: Num[Tensor, " M"] | None = None,
+        scales: Num[Tensor, " M"] | None = None,
+    ) -> Float[Tensor, ""]:
         """The loss of a batch; 0 where it has no sample, as where no pixel of it has a label.
 
         Args:
@@ -108,5 +116,7 @@ class LogitLoss(nn.Module, ABC):
         losses = torch.stack([self._pair(student, teacher, target) for teacher in teachers])
         return (losses * shares).sum()
 
-    def _pair(self, student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
+    def _pair(
+        self, student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"], target: Shaped[Tensor, "N ..."] | None
+    ) -> Float[Tensor, ""]:
         return self.pair(student, standardised(teacher) if self.scale == STANDARDISED else teacher, target)

@@ -9,18 +9,21 @@ from torch.nn import functional as F
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import at_least_float32, check_temperature
+from lightning_ckptkd.shapes import Float, Num
 
 COMBINATIONS = ("logits", "probabilities")
 
 
-def normalised_weights(weights: Tensor | None, teacher_logits: Tensor) -> Tensor:
+def normalised_weights(
+    weights: Num[Tensor, " M"] | None, teacher_logits: Float[Tensor, "M ..."]
+) -> Float[Tensor, " M"]:
     """The teachers' weights, of sum 1, where the logits are and with their dtype, float32 at least.
 
     Values are checked on the CPU only: elsewhere a check waits for the device.
 
     Args:
         weights: Shape (M,), each 0 or more and not all 0; None: the same for all.
-        teacher_logits: Shape (M, N, K).
+        teacher_logits: Shape (M, ...).
 
     Returns:
         Shape (M,).
@@ -46,7 +49,9 @@ def normalised_weights(weights: Tensor | None, teacher_logits: Tensor) -> Tensor
     return (weights / weights.sum()).to(teacher_logits.device, dtype)
 
 
-def combine_logits(teacher_logits: Tensor, how: str, temperature: float, weights: Tensor | None = None) -> Tensor:
+def combine_logits(
+    teacher_logits: Float[Tensor, "M N K"], how: str, temperature: float, weights: Num[Tensor, " M"] | None = None
+) -> Float[Tensor, "N K"]:
     r"""One set of logits for an ensemble, with w_m the weights and t_m the logits of teacher m.
 
     ``logits``: sum_m w_m t_m, the checkpoint paper's rule. Softmax makes of it the normalised geometric mean of the

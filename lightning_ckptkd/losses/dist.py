@@ -10,11 +10,16 @@ from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.losses.arguments import check_term_weight, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
 from lightning_ckptkd.losses.scale import NONE, unit_rows
+from lightning_ckptkd.shapes import Float, Shaped
 
 
 def dist_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, beta: float = 1.0, gamma: float = 1.0
-) -> Tensor:
+    student_logits: Float[Tensor, "N K"],
+    teacher_logits: Float[Tensor, "N K"],
+    temperature: float,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Float[Tensor, ""]:
     r"""T^2 * (beta * inter + gamma * intra).
 
     With P and Q, of shape (N, K), the teacher's and the student's probabilities at temperature T, and d(u, v) one
@@ -44,7 +49,7 @@ def dist_loss(
     return (beta * _distance(q, p) + gamma * _distance(q.T, p.T)) * temperature**2
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
+def _distance(a: Float[Tensor, "N K"], b: Float[Tensor, "N K"]) -> Float[Tensor, ""]:
     """One minus Pearson's correlation, the mean over rows."""
     return 1 - (unit_rows(a) * unit_rows(b)).sum(1).mean()
 
@@ -78,5 +83,10 @@ class DISTLoss(LogitLoss):
         self.beta, self.gamma = beta, gamma
 
     @override
-    def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
+    def pair(
+        self,
+        student_logits: Float[Tensor, "N K"],
+        teacher_logits: Float[Tensor, "N K"],
+        target: Shaped[Tensor, "N ..."] | None = None,
+    ) -> Float[Tensor, ""]:
         return dist_loss(student_logits, teacher_logits, self.temperature, self.beta, self.gamma)

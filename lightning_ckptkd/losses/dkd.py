@@ -12,16 +12,17 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import check_term_weight, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
 from lightning_ckptkd.losses.scale import NONE
+from lightning_ckptkd.shapes import Float, Shaped
 
 
 def dkd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
+    student_logits: Float[Tensor, "N K"],
+    teacher_logits: Float[Tensor, "N K"],
+    target: Shaped[Tensor, " N"],
     temperature: float,
     alpha: float = 1.0,
-    beta: float | Tensor = 8.0,
-) -> Tensor:
+    beta: float | Float[Tensor, " N"] = 8.0,
+) -> Float[Tensor, ""]:
     r"""T^2 * (alpha * TCKD + beta * NCKD), the mean over samples, in nats.
 
     With p and q the teacher's and the student's probabilities at temperature T, and y the target:
@@ -64,7 +65,9 @@ def dkd_loss(
     return (alpha * tckd + beta * nckd).mean() * temperature**2
 
 
-def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _split(
+    logits: Float[Tensor, "N K"], target: Shaped[Tensor, " N"]
+) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N K-1"]]:
     """Log-probabilities of (target, any other class), (N, 2), and among the others, (N, K - 1)."""
     target = target.long().unsqueeze(1)
     others = torch.arange(logits.shape[1] - 1, device=logits.device)
@@ -103,7 +106,12 @@ class DKDLoss(LogitLoss):
         self.alpha, self.beta = alpha, beta
 
     @override
-    def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+    def pair(
+        self,
+        student_logits: Float[Tensor, "N K"],
+        teacher_logits: Float[Tensor, "N K"],
+        target: Shaped[Tensor, "N ..."] | None,
+    ) -> Float[Tensor, ""]:
         if target is None:
             raise ArgumentError("DKDLoss needs target=, the class indices of the samples, got None.")
         return dkd_loss(student_logits, teacher_logits, target, self.temperature, self.alpha, self.beta)

@@ -9,9 +9,12 @@ from typing_extensions import override
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import in_one_precision
+from lightning_ckptkd.shapes import Float
 
 
-def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def feature_loss(
+    student_features: Float[Tensor, "*shape"], teacher_features: Float[Tensor, "*shape"]
+) -> Float[Tensor, ""]:
     r"""The mean of (f - g)^2 over all elements, with f the student's and g the teacher's features.
 
     The paper has ||f - g||^2 / 2 of each sample; the mean does not depend on the features' number. Computed in
@@ -67,7 +70,9 @@ class FeatureLoss(nn.Module):
         )
 
     @override
-    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    def forward(
+        self, student_features: Float[Tensor, "N ..."], teacher_features: Float[Tensor, "N ..."]
+    ) -> Float[Tensor, ""]:
         """The loss of a batch.
 
         Args:
@@ -104,7 +109,7 @@ class FeatureLoss(nn.Module):
             )
 
 
-def _resized(maps: Tensor, height: int, width: int) -> Tensor:
+def _resized(maps: Float[Tensor, "N C H W"], height: int, width: int) -> Float[Tensor, "N C {height} {width}"]:
     """Maps (N, C, H, W) brought to another height and width."""
     pooled = min(maps.shape[2], height), min(maps.shape[3], width)
     if maps.shape[2:] != pooled:

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses.arguments import at_least_float32
+from lightning_ckptkd.shapes import Float, Int
 
 _NO_INDEX = -100  # torch's, where nothing is ignored
 
 
-def as_weights(argument: str, weights: Sequence[float] | None) -> Tensor | None:
+def as_weights(argument: str, weights: Sequence[float] | None) -> Float[Tensor, " _"] | None:
     """Weights of a hard loss, float32; None where there are none.
 
     Raises:
@@ -28,17 +29,17 @@ def as_weights(argument: str, weights: Sequence[float] | None) -> Tensor | None:
 
 
 def cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    weights: Tensor | None = None,
+    logits: Float[Tensor, "R K *places"],
+    targets: Int[Tensor, "R *places"] | Float[Tensor, "R K"],
+    weights: Float[Tensor, " K"] | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """The mean cross-entropy in nats, as torch's, in float32 at least.
 
     Args:
-        logits: Shape (R, K).
-        targets: Class indices, shape (R,); or shares of the classes, shape (R, K).
+        logits: Shape (R, K); or planes of places, shape (N, K, L).
+        targets: Class indices, shape (R,) or (N, L); or shares of the classes, shape (R, K).
         weights: Of the classes, shape (K,). The mean is over the weights of the targets, over rows for shares.
         ignore_index: Rows with this index are left out.
         label_smoothing: In [0, 1).
@@ -64,8 +65,11 @@ def cross_entropy(
 
 
 def binary_cross_entropy(
-    logits: Tensor, targets: Tensor, pos_weights: Tensor | None = None, ignore_index: int | None = None
-) -> Tensor:
+    logits: Float[Tensor, " R"],
+    targets: Int[Tensor, " R"],
+    pos_weights: Float[Tensor, " U"] | None = None,
+    ignore_index: int | None = None,
+) -> Float[Tensor, ""]:
     """The mean binary cross-entropy in nats, as torch's BCEWithLogitsLoss, in float32 at least.
 
     Args:

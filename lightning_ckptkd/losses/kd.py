@@ -11,11 +11,14 @@ from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.losses.arguments import logit_pair, tempered_pair
 from lightning_ckptkd.losses.base import LogitLoss
 from lightning_ckptkd.losses.scale import AUTO
+from lightning_ckptkd.shapes import Bool, Float, Shaped
 
 CANCELS_ABOVE = 10.0  # temperature from which on float32 leaves too little of a sum whose terms cancel
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd_loss(
+    student_logits: Float[Tensor, "N K"], teacher_logits: Float[Tensor, "N K"], temperature: float
+) -> Float[Tensor, ""]:
     r"""T^2 * KL(softmax(t / T) || softmax(s / T)), the mean over samples, in nats.
 
     T^2 keeps the gradient's size independent of T. Computed in float32 at least, also under autocast. Above T = 10 the
@@ -44,13 +47,18 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     return divergence * temperature**2
 
 
-def kd_loss_of_planes(student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+def kd_loss_of_planes(
+    student: Float[Tensor, "N K L"],
+    teacher: Float[Tensor, "N K L"],
+    valid: Bool[Tensor, "N L"] | None,
+    temperature: float,
+) -> Float[Tensor, ""]:
     """:func:`kd_loss` of pixels whose classes lie as planes, up to a temperature of 10.
 
     Args:
-        student: Shape (N, K, P).
+        student: Shape (N, K, L).
         teacher: Likewise.
-        valid: Pixels that count, shape (N, P), bool; None for all.
+        valid: Pixels that count, shape (N, L), bool; None for all.
         temperature: T, above 0.
 
     Returns:
@@ -63,7 +71,7 @@ def kd_loss_of_planes(student: Tensor, teacher: Tensor, valid: Tensor | None, te
     return (divergence * valid).sum() / valid.sum().clamp_min(1) * temperature**2
 
 
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def _divergence(student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"], temperature: float) -> Float[Tensor, ""]:
     """KL(p || q) as the mean over samples of sum_k p_k (e^u_k - 1 - u_k), u = log(q / p): no term is negative."""
     difference = (student - teacher) / temperature
     p = F.softmax(teacher / temperature, dim=1)
@@ -86,5 +94,10 @@ class KDLoss(LogitLoss):
         super().__init__(temperature, combine, scale)
 
     @override
-    def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
+    def pair(
+        self,
+        student_logits: Float[Tensor, "N K"],
+        teacher_logits: Float[Tensor, "N K"],
+        target: Shaped[Tensor, "N ..."] | None = None,
+    ) -> Float[Tensor, ""]:
         return kd_loss(student_logits, teacher_logits, self.temperature)

@@ -10,9 +10,10 @@ from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.losses.arguments import logit_pair
 from lightning_ckptkd.losses.base import LogitLoss
 from lightning_ckptkd.losses.combine import combine_logits
+from lightning_ckptkd.shapes import Float, Num, Shaped
 
 
-def mse_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def mse_loss(student_logits: Float[Tensor, "N K"], teacher_logits: Float[Tensor, "N K"]) -> Float[Tensor, ""]:
     r"""The mean over samples of ||s - t||^2 / K, that is the mean of (s - t)^2 over all N * K logits.
 
     The paper has the mean over samples of ||s - t||^2 / 2, which is K / 2 times this. For large T, and logits that
@@ -43,11 +44,18 @@ class MSELoss(LogitLoss):
     """
 
     @override
-    def pair(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
+    def pair(
+        self,
+        student_logits: Float[Tensor, "N K"],
+        teacher_logits: Float[Tensor, "N K"],
+        target: Shaped[Tensor, "N ..."] | None = None,
+    ) -> Float[Tensor, ""]:
         return mse_loss(student_logits, teacher_logits)
 
     @override
-    def combined(self, teacher_logits: Tensor, weights: Tensor | None) -> Tensor:
+    def combined(
+        self, teacher_logits: Float[Tensor, "M N K"], weights: Num[Tensor, " M"] | None
+    ) -> Float[Tensor, "N K"]:
         logits = super().combined(teacher_logits, weights)
         if self.combine == "logits":
             return logits

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.losses.arguments import at_least_float32
+from lightning_ckptkd.shapes import Float, Num
 
 NONE, FITTED, STANDARDISED, AUTO = "none", "fitted", "standardised", "auto"
 SCALES = (NONE, FITTED, STANDARDISED, AUTO)
@@ -34,7 +35,7 @@ def check_scale(scale: float | str) -> float | str:
     return float(scale)
 
 
-def standardised(logits: Tensor) -> Tensor:
+def standardised(logits: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     r"""Logit standardisation (Sun et al., CVPR 2024, arXiv 2403.01427): (x - mean) / sigma over the classes of a row.
 
     sigma is that of the row's K logits, with 1 / K, as the paper has it. Computed in float32 at least. A row that is
@@ -58,7 +59,7 @@ def standardised(logits: Tensor) -> Tensor:
     return unit_rows(at_least_float32(logits)) * float(logits.shape[-1] ** 0.5)
 
 
-def unit_rows(rows: Tensor) -> Tensor:
+def unit_rows(rows: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     """Each row (N, K) less its mean and scaled to norm 1, or 0 where it is constant."""
     centred = rows - rows.mean(1, keepdim=True)
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
@@ -68,7 +69,9 @@ def unit_rows(rows: Tensor) -> Tensor:
     return torch.where(varies, centred / torch.where(varies, norm, 1), 0)
 
 
-def scaled(teacher_logits: Tensor, scale: float | str, scales: Tensor | None) -> Tensor:
+def scaled(
+    teacher_logits: Float[Tensor, "M N K"], scale: float | str, scales: Num[Tensor, " M"] | None
+) -> Float[Tensor, "M N K"]:
     """The teachers' logits (M, N, K) times a number, or each teacher's times its own.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_ckptkd.selecting.layers import forward, placed
@@ -47,15 +48,13 @@ def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches
     def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
         inputs: Tensor = args[0]
-        dims = [dim for dim in range(inputs.dim()) if dim != 1]
         count = inputs.numel() // max(1, inputs.shape[1])
-        variance, mean = torch.var_mean(inputs.float(), dims, correction=0)
+        mean, unbiased = _statistics(inputs.float(), count)
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
-        unbiased = variance.double() * count / max(1, count - 1)
+        layer.running_var.copy_(unbiased * ((count - 1) / max(1, count)))
         total = sums.setdefault(layer, [0.0, 0.0, 0])
         total[0] += len(inputs) * mean.double()
-        total[1] += len(inputs) * unbiased
+        total[1] += len(inputs) * unbiased.double()
         total[2] += len(inputs)
 
     handles = [layer.register_forward_pre_hook(look) for layer in layers]
@@ -70,6 +69,20 @@ def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _statistics(inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each channel, by torch's own batch norm, several times as fast as var_mean.
+
+    Args:
+        inputs: Shape (N, C, ...), float32.
+        count: Numbers a channel; of one the variance is 0.
+    """
+    mean, variance = (inputs.new_zeros(inputs.shape[1]) for _ in range(2))
+    if count == 1:
+        return inputs.flatten(1)[0], variance
+    F.batch_norm(inputs, mean, variance, training=True, momentum=1.0)
+    return mean, variance
 
 
 def _has_statistics(part: nn.Module) -> bool:

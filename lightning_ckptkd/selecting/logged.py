@@ -10,7 +10,7 @@ from lightning_ckptkd.selecting.picture import PICTURE_NAME
 from lightning_ckptkd.selecting.report import numbers_by_step
 from lightning_ckptkd.snapshots.folders import Folder
 from lightning_ckptkd.snapshots.selection import Candidate, Selection
-from lightning_ckptkd.trainer.loggers import log_picture, log_table
+from lightning_ckptkd.trainer.loggers import log_numbers, log_picture, log_table
 
 _LEFT_OUT = ("sha256",)
 _MAX_PICTURE = 2**24  # bytes
@@ -25,9 +25,7 @@ def log_selection(loggers: Sequence[Any], selection: Selection, folder: Folder, 
         folder: The harvest's, where the picture is.
         step: The run's global step.
     """
-    for logger in loggers:
-        for at, numbers in numbers_by_step(selection):
-            logger.log_metrics(numbers, at)
+    log_numbers(loggers, "selection/numbers", list(numbers_by_step(selection)))
     header, rows = tabulate(selection)
     log_table(loggers, "selection/table", header, rows, step)
     if loggers and folder.exists(PICTURE_NAME):

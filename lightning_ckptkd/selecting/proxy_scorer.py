@@ -30,6 +30,7 @@ from lightning_ckptkd.selecting.student_proxy import StudentProxy
 from lightning_ckptkd.selecting.training_data import TrainingData
 from lightning_ckptkd.snapshots import Candidate
 from lightning_ckptkd.snapshots.weights import load_into
+from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks
 
@@ -131,6 +132,7 @@ class ProxyScorer:
         teachers = ProxyTeachers(self._module, states, settings.logits_key)
         students = distil_together(teachers, batches(), proxy, rows.task, self._device)
         for item, student in zip(items, students, strict=True):
+            detach(student)  # a copy of a student has forgotten that it runs alone
             yield self._judge(item, student.eval())
 
     def _judge(self, item: Item, student: nn.Module) -> Score:

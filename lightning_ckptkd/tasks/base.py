@@ -20,6 +20,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.information.label import head_gains, label_entropy, label_surprises
 from lightning_ckptkd.losses import KDLoss, LogitLoss
 from lightning_ckptkd.losses.hard import as_weights, cross_entropy
+from lightning_ckptkd.shapes import Bool, Float, Int, Num, Shaped
 from lightning_ckptkd.tasks.rows import Labelled, Rows
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Task(ABC):
         self.label_smoothing = label_smoothing
 
     @abstractmethod
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead P K"]:
         """A network's output as rows, one sample after another.
 
         Args:
@@ -84,11 +85,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "P ..."]:
         """Targets (N, ...) as rows, shape (P,): class indices, or ``ignore_index``."""
 
     @abstractmethod
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         """Check the shapes of an output and its targets against each other; no value is looked at.
 
         Args:
@@ -100,7 +101,7 @@ class Task(ABC):
             ArgumentError: If they are not the task's.
         """
 
-    def check_targets(self, targets: Tensor, num_classes: int, *, partial: bool = False) -> None:
+    def check_targets(self, targets: Shaped[Tensor, "P ..."], num_classes: int, *, partial: bool = False) -> None:
         """Check the values of targets; on a GPU this waits for it.
 
         Args:
@@ -141,26 +142,26 @@ class Task(ABC):
                 "for each class."
             )
 
-    def kept(self, targets: Tensor) -> Tensor | None:
+    def kept(self, targets: Shaped[Tensor, "P ..."]) -> Int[Tensor, " R"] | None:
         """Which rows teachers teach, indices into targets (P,); None for all of them.
 
         A sample without a label has logits that mean something, so that all rows of plain classification are kept.
         """
         return None
 
-    def samples(self, targets: Tensor) -> Tensor | None:
+    def samples(self, targets: Shaped[Tensor, "N ..."]) -> Int[Tensor, " P"] | None:
         """The sample of each row, shape (P,), of targets (N, ...); None where each sample is one row."""
         return None
 
-    def units(self, targets: Tensor) -> Tensor | None:
+    def units(self, targets: Shaped[Tensor, "N ..."]) -> Int[Tensor, " P"] | None:
         """The unit of each row, shape (P,), of targets (N, ...); None where all rows are of one."""
         return None
 
-    def num_units(self, output: Tensor) -> int:
+    def num_units(self, output: Shaped[Tensor, "N ..."]) -> int:
         """Number of units that an output (N, ...) tells of."""
         return 1
 
-    def labelled(self, targets: Tensor) -> Labelled:
+    def labelled(self, targets: Shaped[Tensor, "N ..."]) -> Labelled:
         """The rows of targets (N, ...) that have one; on a GPU this waits for it."""
         flat, samples, units = self.flatten_targets(targets), self.samples(targets), self.units(targets)
         places = torch.arange(len(flat), device=flat.device)
@@ -169,7 +170,12 @@ class Task(ABC):
             return found
         return found.take((flat != self.ignore_index).nonzero().squeeze(1))
 
-    def rows(self, student: Tensor, teachers: Tensor | None, targets: Tensor) -> Rows:
+    def rows(
+        self,
+        student: Float[Tensor, "N ..."],
+        teachers: Float[Tensor, "M N ..."] | None,
+        targets: Shaped[Tensor, "N ..."],
+    ) -> Rows:
         """Lay out a batch.
 
         Args:
@@ -186,7 +192,7 @@ class Task(ABC):
             teachers = None if teachers is None else teachers.index_select(1, kept)
         return Rows(student, teachers, flat)
 
-    def hard_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def hard_loss(self, logits: Float[Tensor, "R K"], targets: Shaped[Tensor, "R ..."]) -> Float[Tensor, ""]:
         """The targets' own loss, shape (): the mean cross-entropy in nats; 0 where no row has a target.
 
         Computed in float32 at least.
@@ -197,7 +203,7 @@ class Task(ABC):
         """
         return cross_entropy(logits, targets, self.class_weights, self.ignore_index, self.label_smoothing)
 
-    def taught(self, rows: Rows) -> Tensor:
+    def taught(self, rows: Rows) -> Float[Tensor, ""]:
         """:meth:`hard_loss` of a batch's rows."""
         return self.hard_loss(rows.student, rows.targets)
 
@@ -205,9 +211,9 @@ class Task(ABC):
         self,
         kd_loss: Callable[..., Tensor],
         rows: Rows,
-        weights: Tensor | None = None,
-        scales: Tensor | None = None,
-    ) -> Tensor:
+        weights: Num[Tensor, " M"] | None = None,
+        scales: Num[Tensor, " M"] | None = None,
+    ) -> Float[Tensor, ""]:
         """A distillation loss of a batch's rows, with teachers.
 
         Args:
@@ -243,11 +249,17 @@ class Task(ABC):
 
         return {"acc": RowAccuracy(self.ignore_index)}
 
-    def agreement(self, teachers: Tensor) -> Tensor | None:
+    def agreement(self, teachers: Float[Tensor, "R K"]) -> Int[Tensor, " R"] | None:
         """Targets (R,) by which the metric of a student tells how often it agrees with its teachers' mean (R, K)."""
         return teachers.argmax(1)
 
-    def label_gains(self, logits: Tensor, targets: Tensor, folds: Tensor, units: Tensor | None = None) -> Tensor:
+    def label_gains(
+        self,
+        logits: Float[Tensor, "R K"],
+        targets: Shaped[Tensor, "R ..."],
+        folds: Int[Tensor, " R"],
+        units: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, " R"]:
         """What each row adds to its unit's I(Y;F) by the network's own head.
 
         Args:
@@ -268,11 +280,13 @@ class Task(ABC):
                 gains[rows] = self.unit_gains(logits[rows], targets[rows], folds[rows])
         return gains
 
-    def unit_gains(self, logits: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
+    def unit_gains(
+        self, logits: Float[Tensor, "R K"], targets: Shaped[Tensor, "R ..."], folds: Int[Tensor, " R"]
+    ) -> Float[Tensor, " R"]:
         """:meth:`label_gains` of the rows of one unit."""
         return head_gains(logits, targets, folds)
 
-    def label_entropy(self, targets: Tensor, units: Tensor | None = None) -> float | None:
+    def label_entropy(self, targets: Shaped[Tensor, "R ..."], units: Int[Tensor, " R"] | None = None) -> float | None:
         """The most that I(Y;F) can be: H(Y) in nats, summed over units; None where there is no such bound.
 
         Args:
@@ -284,7 +298,9 @@ class Task(ABC):
         rows = [units == unit for unit in range(int(units.max()) + 1)]
         return math.fsum(label_entropy(targets[own]) for own in rows if bool(own.any()))
 
-    def label_surprises(self, targets: Tensor, units: Tensor | None = None) -> Tensor | None:
+    def label_surprises(
+        self, targets: Shaped[Tensor, "R ..."], units: Int[Tensor, " R"] | None = None
+    ) -> Float[Tensor, " R"] | None:
         """-log p(y) of each row under the frequencies of its unit, in nats; None where Y has no such bound.
 
         The sum over units of the mean over a unit's rows is :meth:`label_entropy`.
@@ -305,7 +321,7 @@ class Task(ABC):
                 surprises[rows] = label_surprises(targets[rows])
         return surprises
 
-    def costs(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def costs(self, logits: Float[Tensor, "R K"], targets: Shaped[Tensor, "R ..."]) -> Float[Tensor, " R"]:
         """-log q(y|f) of each row by the network's own head as it is, without a fitted temperature.
 
         Args:
@@ -317,7 +333,7 @@ class Task(ABC):
         """
         return F.cross_entropy(logits.double(), targets if targets.dim() == 1 else targets.double(), reduction="none")
 
-    def hits(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+    def hits(self, logits: Float[Tensor, "R K"], targets: Shaped[Tensor, "R ..."]) -> Bool[Tensor, " R"] | None:
         """Which rows are predicted correctly, shape (R,), bool; None where a prediction is not right or wrong.
 
         Args:

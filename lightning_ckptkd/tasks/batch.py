@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_ckptkd.shapes import Shaped
+
 _DESCRIBED = 12  # items of a container that are listed in a message
 
 
@@ -119,7 +121,7 @@ def move(part: Any, device: torch.device) -> Any:
     )
 
 
-def map_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(part: Any, change: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]]) -> Any:
     """The same nesting with each tensor changed; objects that are neither known containers nor PyG's stay."""
 
     def change_leaf(leaf: Any) -> Any:
@@ -136,7 +138,7 @@ def map_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(part) if isinstance(part, Tensor) else tree_map(change_leaf, part)
 
 
-def tensors_in(part: Any) -> list[Tensor]:
+def tensors_in(part: Any) -> list[Shaped[Tensor, "..."]]:
     """The tensors in any nesting of tuples, lists and mappings, and in objects with ``to_dict`` (PyG's)."""
     found: list[Tensor] = []
     for leaf in tree_leaves(part):

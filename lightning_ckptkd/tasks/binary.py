@@ -13,6 +13,7 @@ from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import LogitLoss
 from lightning_ckptkd.losses.hard import as_weights, binary_cross_entropy
 from lightning_ckptkd.losses.scale import STANDARDISED
+from lightning_ckptkd.shapes import Float, Int, Shaped
 from lightning_ckptkd.tasks.base import Task
 
 NO_LABEL = -(2**31)  # of a float target that is no whole number, so that check_targets finds it
@@ -34,17 +35,17 @@ class YesOrNo(Task):
         self._pos_weights = as_weights("pos_weight", pos_weights)
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead P 2"]:
         z = output.reshape(*output.shape[:lead], -1)
         return torch.stack([torch.zeros_like(z), z], -1)
 
     @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N ..."]) -> Int[Tensor, " P"]:
         flat = targets.reshape(-1)
         return flat.where(flat == flat.round(), NO_LABEL).long() if flat.is_floating_point() else flat.long()
 
     @override
-    def check_targets(self, targets: Tensor, num_classes: int, *, partial: bool = False) -> None:
+    def check_targets(self, targets: Int[Tensor, " P"], num_classes: int, *, partial: bool = False) -> None:
         if bool((targets == NO_LABEL).any()):
             raise ArgumentError(
                 f"task={self.name} needs targets of 0 and 1, but some are in between, or NaN. Round them, or use "
@@ -53,7 +54,7 @@ class YesOrNo(Task):
         super().check_targets(targets, num_classes, partial=partial)
 
     @override
-    def hard_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def hard_loss(self, logits: Float[Tensor, "R 2"], targets: Int[Tensor, " R"]) -> Float[Tensor, ""]:
         """The mean binary cross-entropy in nats of the rows that have a target, shape (); 0 where none has.
 
         Args:
@@ -94,7 +95,7 @@ class Binary(YesOrNo):
         super().__init__(ignore_index, None if pos_weight is None else [pos_weight])
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         if output.shape not in ((len(output),), (len(output), 1)):
             raise ArgumentError(
                 f"task=binary needs one logit a sample, (N,) or (N, 1), but those of {model} have "

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.shapes import Float, Int, Shaped
 from lightning_ckptkd.tasks.dense import Tokens
 
 if TYPE_CHECKING:
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class CausalLM(Tokens):
-    """The next token of each place: logits (N, L, V), targets (N, L), which are the inputs' ids, not yet shifted.
+    """The next token of each place: logits (N, L, K), targets (N, L), which are the inputs' ids, not yet shifted.
 
     The logits of a place are compared with the target of the next one, as the loss of transformers' models does; the
     last logits and the first target are not used. Targets that the dataset has shifted are :class:`Tokens`.
 
     Args:
         ignore_index: Places whose next target is this one are left out of losses, metrics and I(Y;F).
-        class_weights: What each token of the vocabulary counts in the hard loss, V numbers; None: all the same.
+        class_weights: What each token of the vocabulary counts in the hard loss, K numbers; None: all the same.
         label_smoothing: Of the hard loss, in [0, 1).
 
     Raises:
@@ -33,15 +34,15 @@ class CausalLM(Tokens):
     expects_each_class: ClassVar[bool] = False
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "*lead N L K"], lead: int = 0) -> Float[Tensor, "*lead P K"]:
         return output[..., :-1, :].flatten(lead, lead + 1)
 
     @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N L"]) -> Int[Tensor, " P"]:
         return targets[:, 1:].reshape(-1).long()
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         super().check(output, targets, model)
         if targets.shape[1] < 2:
             raise ArgumentError(

@@ -17,6 +17,7 @@ from lightning_ckptkd.losses.hard import cross_entropy
 from lightning_ckptkd.losses.kd import CANCELS_ABOVE, kd_loss_of_planes
 from lightning_ckptkd.losses.scale import AUTO as SCALES_SOUPS
 from lightning_ckptkd.losses.scale import NONE as UNSCALED
+from lightning_ckptkd.shapes import Float, Int, Num, Shaped
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.rows import PlaneRows, Rows, rows_of_samples
 
@@ -32,14 +33,14 @@ class Placewise(Task):
     """
 
     @override
-    def kept(self, targets: Tensor) -> Tensor | None:
+    def kept(self, targets: Int[Tensor, " P"]) -> Int[Tensor, " R"] | None:
         if self.ignore_index is None:
             return None
         valid = (targets != self.ignore_index).nonzero().squeeze(1)
         return None if len(valid) == len(targets) else valid
 
     @override
-    def samples(self, targets: Tensor) -> Tensor | None:
+    def samples(self, targets: Shaped[Tensor, "N ..."]) -> Int[Tensor, " P"] | None:
         count = len(targets)
         return rows_of_samples(targets, len(self.flatten_targets(targets)) // count if count else 0)
 
@@ -59,15 +60,20 @@ class Dense(Placewise):
     name: ClassVar[str] = "dense"
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead P K"]:
         return output.movedim(lead + 1, -1).reshape(*output.shape[:lead], -1, output.shape[lead + 1])
 
     @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N ..."]) -> Int[Tensor, " P"]:
         return targets.reshape(-1).long()
 
     @override
-    def rows(self, student: Tensor, teachers: Tensor | None, targets: Tensor) -> Rows:
+    def rows(
+        self,
+        student: Float[Tensor, "N ..."],
+        teachers: Float[Tensor, "M N ..."] | None,
+        targets: Shaped[Tensor, "N ..."],
+    ) -> Rows:
         if type(self) is not Dense or not student.is_contiguous():  # channels_last is rows already
             return super().rows(student, teachers, targets)
         flat = targets.reshape(len(student), -1).long()
@@ -76,7 +82,7 @@ class Dense(Placewise):
         return PlaneRows(student.flatten(2), None if teachers is None else teachers.flatten(3), flat, valid)
 
     @override
-    def taught(self, rows: Rows) -> Tensor:
+    def taught(self, rows: Rows) -> Float[Tensor, ""]:
         if not isinstance(rows, PlaneRows):
             return super().taught(rows)
         return cross_entropy(
@@ -88,9 +94,9 @@ class Dense(Placewise):
         self,
         kd_loss: Callable[..., Tensor],
         rows: Rows,
-        weights: Tensor | None = None,
-        scales: Tensor | None = None,
-    ) -> Tensor:
+        weights: Num[Tensor, " M"] | None = None,
+        scales: Num[Tensor, " M"] | None = None,
+    ) -> Float[Tensor, ""]:
         if not isinstance(rows, PlaneRows) or not isinstance(kd_loss, KDLoss) or type(kd_loss) is not KDLoss:
             return super().distilled(kd_loss, rows, weights, scales)
         if scales is not None or kd_loss.scale not in (UNSCALED, SCALES_SOUPS):
@@ -103,7 +109,7 @@ class Dense(Placewise):
         return kd_loss_of_planes(student, teacher, rows.valid, kd_loss.temperature)
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         if output.dim() < 3:
             raise ArgumentError(
                 f"task=dense needs logits (N, K, ...) with one score a class for each pixel, but those of {model} have "
@@ -142,15 +148,15 @@ class Tokens(Placewise):
     name: ClassVar[str] = "tokens"
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "*lead N L K"], lead: int = 0) -> Float[Tensor, "*lead P K"]:
         return output.flatten(lead, lead + 1)
 
     @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N L"]) -> Int[Tensor, " P"]:
         return targets.reshape(-1).long()
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         if output.dim() != 3:
             raise ArgumentError(
                 f"task={self.name} needs logits (N, L, K) with one score a class for each token, but those of {model} "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError, near_names
 from lightning_ckptkd.rank_zero import rank_zero_info
+from lightning_ckptkd.shapes import Shaped
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.batch import tensors_in
 from lightning_ckptkd.tasks.binary import Binary
@@ -57,8 +58,8 @@ def make_task(task: Task | str, ignore_index: int = _DEFAULT_IGNORE) -> Task | N
 
 
 def infer_task(
-    output: Tensor,
-    targets: Tensor,
+    output: Shaped[Tensor, "N ..."],
+    targets: Shaped[Tensor, "N ..."],
     ignore_index: int = _DEFAULT_IGNORE,
     inputs: Any = None,
     model: str = "the network",

@@ -22,6 +22,7 @@ from torch.utils.data import (
 from typing_extensions import TypeIs
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.shapes import Int
 from lightning_ckptkd.tasks.batch import tensors_in
 from lightning_ckptkd.trainer.seeding import keep_random_state, seed_all
 
@@ -69,7 +70,7 @@ def is_indexed(loader: Iterable[Any]) -> TypeIs[DataLoader[Any]]:
     return isinstance(loader.dataset, Sized) and loader.batch_sampler is not None
 
 
-def sample_indices(loader: DataLoader[Any]) -> Tensor:
+def sample_indices(loader: DataLoader[Any]) -> Int[Tensor, " N"]:
     """Which samples the loader stands for, in order: all, unless its sampler picks some of them (a split, say).
 
     Under a distributed sampler they are those of all ranks. A sampler of another kind than torch's is asked, with a

@@ -11,6 +11,7 @@ from torchmetrics.text import Perplexity
 from typing_extensions import override
 
 from lightning_ckptkd.losses.hard import cross_entropy
+from lightning_ckptkd.shapes import Float, Int, Num
 
 
 class RowAccuracy(MulticlassAccuracy):
@@ -20,7 +21,7 @@ class RowAccuracy(MulticlassAccuracy):
         super().__init__(average="micro", ignore_index=ignore_index)
 
     @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Float[Tensor, "R K"], target: Int[Tensor, " R"] | Float[Tensor, "R K"]) -> None:
         if len(preds):
             super().update(preds, target.argmax(1) if target.dim() == 2 else target)
 
@@ -32,7 +33,7 @@ class RowJaccard(MulticlassJaccardIndex):
         super().__init__(num_classes, average="macro", ignore_index=ignore_index)
 
     @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Float[Tensor, "R K"], target: Int[Tensor, " R"]) -> None:
         if len(preds):
             super().update(preds, target)
 
@@ -44,18 +45,18 @@ class RowF1(MultilabelF1Score):
         super().__init__(num_labels, average="macro", ignore_index=ignore_index)
 
     @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Float[Tensor, "R 2"], target: Int[Tensor, " R"]) -> None:
         super().update(preds.argmax(1).reshape(-1, self.num_labels), target.reshape(-1, self.num_labels))
 
 
 class RowPerplexity(Perplexity):
-    """The exponential of the mean cross-entropy of rows (R, V).
+    """The exponential of the mean cross-entropy of rows (R, K).
 
     By log-softmax, since torchmetrics' probabilities are 0 for tokens that are very unlikely.
     """
 
     @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Float[Tensor, "R K"], target: Int[Tensor, " R"]) -> None:
         count = (target == target if self.ignore_index is None else target != self.ignore_index).sum()
         self.total_log_probs += cross_entropy(preds, target, ignore_index=self.ignore_index) * count
         self.count += count
@@ -68,7 +69,7 @@ class RowRMSE(MeanSquaredError):  # noqa: N818 -- no exception
         super().__init__(squared=False)
 
     @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Float[Tensor, "R D"], target: Num[Tensor, "R D"]) -> None:
         if len(preds):
             super().update(preds.reshape(-1), target.reshape(-1))
 
@@ -90,7 +91,7 @@ class RowR2(Metric):
         self.add_state("moments", torch.zeros(4, num_outputs), dist_reduce_fx=None)
 
     @override
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Float[Tensor, "R D"], target: Num[Tensor, "R D"]) -> None:
         preds, target = preds.to(self.moments), target.to(self.moments)
         if len(target):
             mean = target.mean(0)
@@ -99,7 +100,7 @@ class RowR2(Metric):
             self.moments = _merge(self.moments, torch.stack(new))
 
     @override
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, ""]:
         total, *others = self.moments.reshape(-1, 4, self.moments.shape[-1])
         for moments in others:
             total = _merge(total, moments)

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.shapes import Bool, Float, Int, Num, Shaped
 from lightning_ckptkd.tasks.base import Task
 
 _ROUNDING = 0.01  # by which a row of shares in 16 bits may miss 1
@@ -33,17 +34,17 @@ class Multiclass(Task):
     reads_too: ClassVar[tuple[str, ...]] = ("soft_multiclass",)
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "*lead N K"], lead: int = 0) -> Float[Tensor, "*lead N K"]:
         return output
 
     @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N ..."]) -> Int[Tensor, " N"] | Float[Tensor, "N K"]:
         if _are_many(targets):
             return targets if targets.is_floating_point() else targets.float()
         return targets.reshape(-1).long()
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         check_logits(output, model)
         self.check_scores(output.shape[1], model)
         if targets.shape == output.shape:  # K is 2 or more, so that these are no indices
@@ -61,7 +62,9 @@ class Multiclass(Task):
             )
 
     @override
-    def check_targets(self, targets: Tensor, num_classes: int, *, partial: bool = False) -> None:
+    def check_targets(
+        self, targets: Int[Tensor, " P"] | Float[Tensor, "P K"], num_classes: int, *, partial: bool = False
+    ) -> None:
         if _are_many(targets):
             check_shares(targets)
         else:
@@ -73,12 +76,12 @@ def _are_many(targets: Tensor) -> bool:
     return targets.dim() == 2 and targets.shape[1] > 1
 
 
-def are_shares(targets: Tensor) -> Tensor:
+def are_shares(targets: Num[Tensor, "N K"]) -> Bool[Tensor, " N"]:
     """Which rows of targets (N, K) are 0 or more and sum to 1, shape (N,)."""
     return (targets >= 0).all(1) & ((targets.double().sum(1) - 1).abs() <= _ROUNDING)
 
 
-def check_shares(targets: Tensor) -> None:
+def check_shares(targets: Num[Tensor, "N K"]) -> None:
     """Check that rows of targets (N, K) are shares of the classes.
 
     Raises:
@@ -95,7 +98,7 @@ def check_shares(targets: Tensor) -> None:
         )
 
 
-def check_logits(output: Tensor, model: str) -> None:
+def check_logits(output: Shaped[Tensor, "N K"], model: str) -> None:
     """Check that an output is (N, K).
 
     Raises:

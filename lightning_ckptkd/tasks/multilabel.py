@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.shapes import Int, Shaped
 from lightning_ckptkd.tasks.binary import YesOrNo
 from lightning_ckptkd.tasks.rows import rows_of_samples
 
@@ -38,7 +39,7 @@ class Multilabel(YesOrNo):
         super().__init__(ignore_index, pos_weight)
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         if output.dim() != 2:
             raise ArgumentError(
                 f"task=multilabel needs logits (N, K), one for each label, but those of {model} have "
@@ -57,15 +58,15 @@ class Multilabel(YesOrNo):
             )
 
     @override
-    def samples(self, targets: Tensor) -> Tensor | None:
+    def samples(self, targets: Shaped[Tensor, "N K"]) -> Int[Tensor, " P"] | None:
         return rows_of_samples(targets, targets.shape[1])
 
     @override
-    def units(self, targets: Tensor) -> Tensor | None:
+    def units(self, targets: Shaped[Tensor, "N K"]) -> Int[Tensor, " P"] | None:
         return torch.arange(targets.shape[1], device=targets.device).repeat(len(targets))
 
     @override
-    def num_units(self, output: Tensor) -> int:
+    def num_units(self, output: Shaped[Tensor, "N K"]) -> int:
         return output.shape[1]
 
     @override

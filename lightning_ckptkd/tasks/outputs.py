@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.shapes import Shaped
 from lightning_ckptkd.tasks.batch import describe
 
 _USUAL = ("logits", "out")  # of transformers' outputs and torchvision's Inception; of torchvision's segmentation
 
 
-def get_output(output: Any, key: str | int | None, model: str, argument: str = "logits_key") -> Tensor:
+def get_output(output: Any, key: str | int | None, model: str, argument: str = "logits_key") -> Shaped[Tensor, "..."]:
     """The tensor of logits (or of predicted numbers) in a model's output.
 
     Args:

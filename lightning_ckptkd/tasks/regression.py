@@ -14,6 +14,7 @@ from lightning_ckptkd.information.label import gaussian_head_gains
 from lightning_ckptkd.losses import DISTLoss, DKDLoss, KDLoss, LogitLoss, MSELoss
 from lightning_ckptkd.losses.arguments import in_one_precision
 from lightning_ckptkd.losses.scale import NONE as UNSCALED
+from lightning_ckptkd.shapes import Float, Int, Shaped
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.rows import without_ones
 
@@ -36,16 +37,16 @@ class Regression(Task):
         super().__init__(None)
 
     @override
-    def flatten(self, output: Tensor, lead: int = 0) -> Tensor:
+    def flatten(self, output: Float[Tensor, "..."], lead: int = 0) -> Float[Tensor, "*lead N D"]:
         return output.reshape(*output.shape[: lead + 1], math.prod(output.shape[lead + 1 :]))
 
     @override
-    def flatten_targets(self, targets: Tensor) -> Tensor:
+    def flatten_targets(self, targets: Shaped[Tensor, "N ..."]) -> Float[Tensor, "N D"]:
         flat = targets.reshape(len(targets), math.prod(targets.shape[1:]))
         return flat if flat.is_floating_point() else flat.float()
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         if not output.dim() or without_ones(output) != without_ones(targets):
             raise ArgumentError(
                 f"task=regression needs targets of the shape of the outputs of {model}, {tuple(output.shape)}, but "
@@ -54,7 +55,7 @@ class Regression(Task):
             )
 
     @override
-    def check_targets(self, targets: Tensor, num_classes: int, *, partial: bool = False) -> None:
+    def check_targets(self, targets: Float[Tensor, "N D"], num_classes: int, *, partial: bool = False) -> None:
         finite = targets.isfinite().all(1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
@@ -64,7 +65,7 @@ class Regression(Task):
             )
 
     @override
-    def hard_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def hard_loss(self, logits: Float[Tensor, "R D"], targets: Float[Tensor, "R D"]) -> Float[Tensor, ""]:
         """The mean squared error over samples and numbers, shape ().
 
         Args:
@@ -104,28 +105,30 @@ class Regression(Task):
         return {"rmse": RowRMSE(), "r2": RowR2(num_classes)}
 
     @override
-    def agreement(self, teachers: Tensor) -> Tensor | None:
+    def agreement(self, teachers: Float[Tensor, "R D"]) -> None:
         return None
 
     @override
-    def unit_gains(self, logits: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
+    def unit_gains(
+        self, logits: Float[Tensor, "R D"], targets: Float[Tensor, "R D"], folds: Int[Tensor, " R"]
+    ) -> Float[Tensor, " R"]:
         return gaussian_head_gains(logits, targets, folds)
 
     @override
-    def costs(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def costs(self, logits: Float[Tensor, "R D"], targets: Float[Tensor, "R D"]) -> Float[Tensor, " R"]:
         """The squared error of each row, summed over its D numbers, shape (R,), float64."""
         return (logits.double() - targets.double()).square().sum(1)
 
     @override
-    def hits(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+    def hits(self, logits: Float[Tensor, "R D"], targets: Float[Tensor, "R D"]) -> None:
         return None
 
     @override
-    def label_entropy(self, targets: Tensor, units: Tensor | None = None) -> float | None:
+    def label_entropy(self, targets: Float[Tensor, "R D"], units: Int[Tensor, " R"] | None = None) -> None:
         return None
 
     @override
-    def label_surprises(self, targets: Tensor, units: Tensor | None = None) -> Tensor | None:
+    def label_surprises(self, targets: Float[Tensor, "R D"], units: Int[Tensor, " R"] | None = None) -> None:
         return None
 
     @override

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.losses import DKDLoss
+from lightning_ckptkd.shapes import Shaped
 from lightning_ckptkd.tasks.multiclass import Multiclass, check_logits
 
 
@@ -36,7 +37,7 @@ class SoftMulticlass(Multiclass):
         super().__init__(None, class_weights, label_smoothing)
 
     @override
-    def check(self, output: Tensor, targets: Tensor, model: str) -> None:
+    def check(self, output: Shaped[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], model: str) -> None:
         if targets.is_floating_point() and targets.shape != output.shape:
             check_logits(output, model)
             raise ArgumentError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,25 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.trainer.namespaces import is_kind
+
+_QUOTED = 300  # characters of an error, of which some loggers' hold a whole traceback
+
+
+@rank_zero_only
+def log_numbers(loggers: Sequence[Any], name: str, by_step: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    """Give numbers to all of them; every logger of Lightning's has a place for these.
+
+    Args:
+        loggers: As for :func:`log_picture`.
+        name: Of the numbers together, for the warning.
+        by_step: Numbers by name, at each global step.
+    """
+
+    def give(logger: Any) -> None:
+        for step, numbers in by_step:
+            logger.log_metrics(numbers, step)
+
+    _each(loggers, name, give)
 
 
 @rank_zero_only
@@ -119,7 +138,7 @@ def _each(loggers: Sequence[Any], name: str, give: Callable[[Any], None]) -> Non
         try:
             give(logger)
         except Exception as error:  # of theirs, of many kinds: a network that is down, a disk that is full
-            kind = type(logger).__name__
+            kind, reason = type(logger).__name__, (str(error).strip() or "no reason given").splitlines()[0][:_QUOTED]
             rank_zero_warn(
-                f"{name} was not given to {kind}: {type(error).__name__}: {error}. It is in the harvest's folder."
+                f"{name} was not given to {kind}: {type(error).__name__}: {reason}. It is in the harvest's folder."
             )
