@@ -46,6 +46,8 @@ Trainer(max_epochs=6, callbacks=[CheckpointHarvester(dirpath="harvest"), MISelec
 
 found = json.loads(Path("harvest", "selection.json").read_text())
 most = math.log(10)
+soup = found["soup"].get("taken", False)  # one network, the mean of its members, or snapshots as they are
+teaching = [member["file"] for member in found["soup"]["members"]] if soup else found["chosen"]
 print(f"\nharvest/selection.png, read aloud. I(Y;F) can't be more than H(Y), about ln 10 = {most:.2f} nats.")
 for snapshot in found["snapshots"]:
     tells, of_input = snapshot["label_information"], snapshot["input_information"]
@@ -53,6 +55,6 @@ for snapshot in found["snapshots"]:
         f"epoch {snapshot['epoch']}: {snapshot['accuracy']:.0%} right; tells {tells:.2f} +- "
         f"{snapshot['label_error']:.2f} nats of the label, {tells / most:.0%} of all there is, and {of_input:.0f} of "
         f"the input; score {snapshot['score']:.3f} +- {snapshot['score_error']:.3f}, rank {snapshot['rank']}"
-        + (" <- teaches" if snapshot["file"] in found["chosen"] else "")
+        + ((" <- in the soup" if soup else " <- teaches") if snapshot["file"] in teaching else "")
     )
-print("Scores whose difference is within its own standard error count as equal, and of equal ones the later wins.")
+print("Scores whose difference is within its own standard error count as equal; the higher one wins all the same.")

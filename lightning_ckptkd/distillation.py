@@ -72,8 +72,9 @@ class DistillationModule(OfOneName, MovedOptions, LightningModule):
         student: The network to train; it returns logits.
         teacher: The teachers' architecture: the network or LightningModule that was trained; its weights aren't used.
         snapshots: The harvest's folder, or those of several that teach together, with one ``teacher`` or one for each.
-        choice: Which snapshots of each harvest teach: ``selected``, ``full`` (the last), ``half`` (half-way), or a
-            list of epochs. None: those selected or, with a warning, the last one where nothing was.
+        choice: Which snapshots of each harvest teach: ``selected`` (or the soup of some, one teacher), ``full`` (the
+            last), ``half`` (half-way), or a list of epochs. None: what was selected or, with a warning, the last one
+            where nothing was.
         alpha: Weight of the targets' own loss, in [0, 1].
         temperature: T > 0, of the default ``kd_loss``.
         kd_loss: What stands beside it: a loss of :mod:`lightning_ckptkd.losses`, or any function of the student's

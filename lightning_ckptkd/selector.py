@@ -79,9 +79,10 @@ class MISelector(TakesDataOfOneName):
             through training), ``spaced`` (evenly over training, the last included). A rule of your own is an object
             or, from a config or the command line, a class path.
         num_teachers: How many to choose. ``auto`` is as many of the best as tell jointly what the best number of them
-            tells, within its standard error, 8 at most (of a rule that can tell it). None is what the rule says, 1 for
-            ``full`` and ``half`` and 3 for the others, or all where there are fewer; for ``ensemble="greedy"`` as many
-            as add more than the standard error of what they add, 8 at most.
+            tells, within its standard error, 8 at most (of a rule that can tell it). A number asks for a set, no soup.
+            None: a soup where ``ensemble`` says so; of a set what the rule says, 1 for ``full`` and ``half`` and 3 for
+            the others, or all where there are fewer; for ``ensemble="greedy"`` as many as add more than the standard
+            error of what they add, 8 at most.
         ensemble: How a set is chosen from the scores: ``top``, the best; ``spaced``, the best that are no neighbours,
             each 1 / (2 num_teachers) of training away from the others; ``greedy``, one after another by what the set
             tells jointly, I(X; F1..Fk) and I(Y;F) of the mean logits; ``soup``, one network, the mean of the weights

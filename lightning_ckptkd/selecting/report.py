@@ -97,7 +97,9 @@ def _race_note(selection: Selection) -> list[str]:
 
 
 def _title(selection: Selection) -> str:
-    title = f"{len(selection.chosen)} of {len(selection.candidates)} snapshots chosen by rule {selection.rule!r}"
+    title = f"{len(selection.taught_by)} of {len(selection.candidates)} snapshots chosen by rule {selection.rule!r}"
+    if selection.soup.get("taken"):
+        title += " for a soup"
     if selection.probe:
         title += f" on {selection.probe['size']} probe samples"
     entropy = selection.probe.get("label_entropy")

@@ -120,9 +120,8 @@ class SoupBuilder:
         else:
             members, taste, steps = self._average(mean, progress)
         if taste is None or len(members) == 1:
-            return self._without(
-                f"no snapshot adds more to the best one than {self._soup.margin:g} standard errors", steps=steps
-            )
+            errors = "one standard error" if self._soup.margin == 1 else f"{self._soup.margin:g} standard errors"
+            return self._without(f"no snapshot adds more to the best one than {errors}", steps=steps)
         if taste.found.term is None:
             return self._without(f"the mean of {len(members)} snapshots gives nothing that can be scored", steps=steps)
         best = max(members, key=lambda member: member.term.value)

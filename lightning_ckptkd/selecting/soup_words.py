@@ -21,8 +21,9 @@ def describe_soup(soup: Mapping[str, Any]) -> str:
     statistics = soup["batch_norm"]
     if statistics is not None:
         line += f"; BatchNorm statistics of {statistics['samples']} {statistics['of']} samples"
-    if soup["kept"]:
-        line += f"; without a mean and those of the best: {_listed(soup['kept'])}"
+    kept = [name for name in soup["kept"] if name.rpartition(".")[2] != "num_batches_tracked"]  # told by the statistics
+    if kept:
+        line += f"; without a mean and those of the best: {_listed(kept)}"
     return line
 
 

@@ -176,11 +176,12 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
         return Worth(lacks, error, True, f"{fallen}{last} lacks {shown}{many} of {course.taught_by}")
     if not sure and course.most * error > COARSE_NATS:
         enough = 100 * math.ceil(size * (course.most * error / COARSE_NATS) ** 2 / 100)
+        how = f"lacks {shown} of" if lacks >= 0 else f"has {_number(-lacks, error)} nats more than"
         return Worth(
             lacks,
             error,
             None,
-            f"it can't be said whether the choice matters: {last} lacks {shown} of {course.taught_by}, and on {size} "
+            f"it can't be said whether the choice matters: {last} {how} {course.taught_by}, and on {size} "
             f"probe samples a loss of {COARSE_NATS} nats would not be seen; about {enough} would show it",
         )
     if -lacks > max(course.most * error, LEAST_NATS):

@@ -37,7 +37,7 @@ def commit_soup(
         SnapshotError: If a member is not in the harvest, a training writes into it, or a file can't be written.
     """
     run_id = SnapshotStore.open(folder).manifest.run_id
-    with SnapshotStore.create(folder, run_id, {}, holder=f"{run_id}, a soup of it") as store:
+    with _opened(folder, run_id) as store:
         known = {snapshot.sha256 for snapshot in store.snapshots}
         lost = next((member.file for member in members if member.sha256 not in known), None)
         if lost is not None:
@@ -70,3 +70,10 @@ def _is_intact(store: SnapshotStore, soup: SoupSnapshot) -> bool:
     except SnapshotError:
         return False
     return True
+
+
+def _opened(folder: str | Path | Folder, run_id: str) -> SnapshotStore:
+    try:
+        return SnapshotStore.create(folder, run_id, {}, holder=f"{run_id}, a soup of it")
+    except SnapshotError as error:
+        raise SnapshotError(f"the harvest can't take a soup now, select again when it can: {error}") from error

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, SnapshotError
+from lightning_ckptkd.snapshots.manifest import SoupSnapshot
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.teachers.calibration import Acceleration, calibrate
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble, TeacherPath, dtype_of
@@ -23,7 +24,7 @@ from lightning_ckptkd.teachers.feature_matching import FeatureMatching
 from lightning_ckptkd.teachers.loading import check_same_teachers, load_teachers, pair_harvests
 from lightning_ckptkd.teachers.logit_checks import check_finite, pick
 from lightning_ckptkd.teachers.remembered import WayMemory, way_key
-from lightning_ckptkd.teachers.schedules import AllTeachers, TeacherSchedule
+from lightning_ckptkd.teachers.schedules import AllTeachers, Route, TeacherSchedule
 from lightning_ckptkd.teachers.teacher_cache import TeacherCache, describe_network, train_on_cache
 from lightning_ckptkd.trainer.length import share_done, step_number
 from lightning_ckptkd.trainer.ranks import on_each_rank
@@ -135,6 +136,12 @@ class TeacherPanel:
         self._weights, self._scales, self.tasks = loaded.weights, loaded.scales, loaded.tasks
         self._files = [{"file": snapshot.file, "sha256": snapshot.sha256} for snapshot in loaded.snapshots]
         self._epochs = [snapshot.epoch for snapshot in loaded.snapshots]
+        soup = next((snapshot for snapshot in loaded.snapshots if isinstance(snapshot, SoupSnapshot)), None)
+        if soup is not None and isinstance(self.schedule, Route):
+            raise ArgumentError(
+                f"stages={self.schedule.stages} names epochs, but {soup.file} teaches, a soup of several epochs. Name "
+                f"the teachers, too: choice={sorted(set(self.schedule.stages.values()))}."
+            )
         self.schedule.check(self._epochs)
         self.features.prepare(student, loaded.ensemble, device)
         self._network = describe_network(loaded.ensemble)  # before they are folded

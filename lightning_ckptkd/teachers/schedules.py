@@ -85,12 +85,19 @@ class RandomTeacher(TeacherSchedule):
         seed: Of the draw.
         from_epoch: See :class:`TeacherSchedule`.
         until_epoch: Likewise.
+
+    Raises:
+        ArgumentError: Before training, if there is one teacher, as a soup is.
     """
 
     def __init__(self, seed: int = 0, from_epoch: int = 0, until_epoch: int | None = None) -> None:
         super().__init__(from_epoch, until_epoch)
         check_types(RandomTeacher.__init__, locals())
         self.seed = seed
+
+    @override
+    def check(self, epochs: Sequence[int]) -> None:
+        _check_several(self, epochs)
 
     @override
     def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
@@ -105,6 +112,9 @@ class Progressive(TeacherSchedule):
         cumulative: Whether the earlier ones stay when the next one comes.
         from_epoch: See :class:`TeacherSchedule`; the parts are those of the whole training.
         until_epoch: Likewise.
+
+    Raises:
+        ArgumentError: Before training, if there is one teacher, as a soup is.
     """
 
     needs_length = True
@@ -113,6 +123,10 @@ class Progressive(TeacherSchedule):
         super().__init__(from_epoch, until_epoch)
         check_types(Progressive.__init__, locals())
         self.cumulative = cumulative
+
+    @override
+    def check(self, epochs: Sequence[int]) -> None:
+        _check_several(self, epochs)
 
     @override
     def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
@@ -147,7 +161,7 @@ class Route(TeacherSchedule):
         if missing:
             raise ArgumentError(
                 f"stages={self.stages} names the epochs {missing}, but the teachers are of {sorted(epochs)}. Name "
-                "these, or choose others with choice=."
+                f"these, or choose others with choice=, as in choice={sorted(set(self.stages.values()))}."
             )
         several = sorted({epoch for epoch in self.stages.values() if list(epochs).count(epoch) > 1})
         if several:
@@ -160,3 +174,12 @@ class Route(TeacherSchedule):
     def teachers(self, epochs: Sequence[int], step: int, epoch: int, part: float) -> list[int]:
         start = max(start for start in self.stages if start <= epoch)
         return [list(epochs).index(self.stages[start])]
+
+
+def _check_several(schedule: TeacherSchedule, epochs: Sequence[int]) -> None:
+    if len(epochs) < 2:
+        raise ArgumentError(
+            f"schedule={type(schedule).__name__} goes from one teacher to another, and there is only one (a soup of "
+            "snapshots is one network). Name several epochs with choice=, choose some with MISelector(num_teachers=3), "
+            "or take AllTeachers, which has the same from_epoch and until_epoch."
+        )

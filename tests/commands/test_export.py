@@ -209,6 +209,8 @@ def test_what_is_no_checkpoint(tmp_path: Path, name: str) -> None:
 def test_an_unknown_suffix(distilled: tuple[Path, nn.Module], tmp_path: Path, out: str) -> None:
     with pytest.raises(ArgumentError, match=r"should end in one of \.safetensors, \.pt, \.pth"):
         export_student(distilled[0], f"{tmp_path}/{out}")
+    with pytest.raises(ArgumentError, match="The checkpoint comes first, then the file to write"):
+        export_student(tmp_path / "student.pt", distilled[0])
     assert not any(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_ckptkd import (
+    ArgumentError,
     DistillationModule,
     MISelector,
     SnapshotError,
@@ -24,6 +25,7 @@ from lightning_ckptkd.losses import KDLoss, MSELoss
 from lightning_ckptkd.selecting import on_disk
 from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.snapshots import Selection
+from lightning_ckptkd.teachers import AllTeachers, Progressive, RandomTeacher, Route
 from tests.projects import DigitsData, digits
 from tests.selecting.test_soup import fitted, linear, noisy, probe, write
 
@@ -157,6 +159,28 @@ def test_a_soup_teaches_at_the_scale_of_the_last_snapshot(harvested: Path) -> No
         assert scales(**options) is None
     select(harvested, num_teachers=2)
     assert scales() is None, "snapshots teach as they are"
+
+
+@pytest.mark.parametrize("place", ["best", "other"])
+def test_a_schedule_of_several_teachers_refuses_a_soup(harvested: Path, place: str) -> None:
+    """What the errors advise works; a soup's own epoch, that of its best member, is no snapshot's."""
+    found = select(harvested)
+    best = next(one.epoch for one in found.candidates if one.file == found.soup["best"]["file"])
+    named = best if place == "best" else (best + 1) % 6
+
+    def student(**options: Any) -> DistillationModule:
+        return DistillationModule(linear(), linear(), harvested, acceleration="none", **options)
+
+    with pytest.raises(ArgumentError, match=rf"names epochs, but soup-.* teaches.*choice=\[{named}\]\."):
+        student(schedule=Route({0: named})).setup("fit")
+    student(schedule=Route({0: named}), choice=[named]).setup("fit")
+    for schedule in (Progressive(), RandomTeacher()):
+        with pytest.raises(ArgumentError, match=r"there is only one .a soup.*num_teachers=3"):
+            student(schedule=schedule).setup("fit")
+        student(schedule=schedule, choice=[0, 1]).setup("fit")
+    student(schedule=AllTeachers(from_epoch=1)).setup("fit")
+    select(harvested, num_teachers=3)
+    student(schedule=Progressive()).setup("fit")
 
 
 def test_what_a_soup_is_worth_is_its_own_information(harvested: Path) -> None:

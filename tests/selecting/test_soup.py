@@ -135,6 +135,7 @@ def test_noise_around_an_optimum_is_averaged_out(
     printed = capsys.readouterr().out
     assert f"soup ({kind}): one network, the mean of epochs" in printed
     assert printed.count("| chosen |") == len(members)
+    assert f"{len(members)} of 6 snapshots chosen by rule '{rule}' for a soup on 400 probe samples" in printed
 
 
 def test_each_step_is_told_and_the_growth_is_beyond_its_error(harvested: Path) -> None:
@@ -325,7 +326,7 @@ def test_snapshots_that_do_not_fit_each_other_or_are_not_enough(tmp_path: Path, 
         select(tmp_path / "one", ensemble="soup", num_teachers=2)
 
 
-def test_batch_norm_statistics_are_of_training_data(tmp_path: Path) -> None:
+def test_batch_norm_statistics_are_of_training_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By a Trainer, and by hand with and without training data."""
     soup = Soup(kind="window", window=2, batch_norm_samples=100)
     selector = MISelector(ensemble=soup, on_error="raise", rule="loss")
@@ -336,6 +337,8 @@ def test_batch_norm_statistics_are_of_training_data(tmp_path: Path) -> None:
     told = selector.selection.soup
     assert told["batch_norm"]["samples"] == 100 and told["batch_norm"]["of"] == "training"
     assert told["kept"] == ["backbone.1.num_batches_tracked"]
+    printed = capsys.readouterr().out
+    assert "BatchNorm statistics of 100 training samples\n" in printed, "and not a word of BatchNorm's counter"
     by_hand = MISelector(ensemble=soup, rule="loss").select(
         folder, Project(), datamodule=DigitsData(train_size=320), progress=False
     )

@@ -95,6 +95,10 @@ def test_where_it_cannot_be_said() -> None:
     enough = int(coarse.sentence.split("; about ")[1].split()[0])
     larger = judge(course([1.5] * 6, spread=1.0, samples=2 * enough), 1, size=2 * enough)
     assert larger.matters is False, "the remedy works"
+    more = judge(course([1.2, 1.5], spread=2.0, samples=200), 0, size=200)
+    assert more.matters is None and more.lacks_nats is not None and more.lacks_nats < 0
+    assert "the last snapshot has 0." in more.sentence and "nats more than the chosen, and on 200" in more.sentence
+    assert "lacks" not in more.sentence
 
 
 @pytest.mark.parametrize(("share", "degrees", "known"), [(0.975, 19, 2.093), (0.9995, 19, 3.883), (0.995, 10, 3.169)])

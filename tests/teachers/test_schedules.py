@@ -40,6 +40,15 @@ def test_a_route() -> None:
         Route({1: 5})
 
 
+def test_one_teacher_is_too_few_to_go_from_one_to_another() -> None:
+    for schedule in (RandomTeacher(), Progressive()):
+        schedule.check([9, 2])
+        with pytest.raises(ArgumentError, match=rf"schedule={type(schedule).__name__} .* there is only one .a soup"):
+            schedule.check([9])
+    AllTeachers().check([9])
+    Route({0: 9}).check([9])
+
+
 def test_epochs_with_teachers() -> None:
     assert AllTeachers().teachers(EPOCHS, 0, 0, 0.0) == [0, 1, 2]
     for schedule in (AllTeachers(2, 4), RandomTeacher(0, 2, 4), Progressive(True, 2, 4), Route({0: 5}, 2, 4)):
