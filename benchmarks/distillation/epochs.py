@@ -82,20 +82,25 @@ def main() -> None:
             for build in list(workers) if number % 2 else list(reversed(workers)):
                 say(f"round {number} of {options.rounds}: {build}")
                 answer = ask(workers[build])
-                if number:  # the first fills the cache
+                if number:  # the first fills the caches
                     found[build].append(answer)
+            if number:
+                write(found)
         for worker in workers.values():
             worker.communicate()
-    table = make_table(table_rows(found))
+    print(make_table(table_rows(found)))
+
+
+def write(found: dict[str, list[Any]]) -> None:
+    """All numbers, as they came."""
     results = {
         "command": "python -m benchmarks.distillation.epochs " + " ".join(sys.argv[1:]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": describe_machine(torch.device("cpu"), Path.cwd()),
         "seconds": found,
-        "table": table,
+        "table": make_table(table_rows(found)),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(table)
 
 
 def start(root: Path, scratch: Path) -> subprocess.Popen[str]:
@@ -128,9 +133,11 @@ def work(scratch: Path) -> None:
     scratch.mkdir()
     make_harvest(scratch)
     for turn, _ in enumerate(sys.stdin):
-        ways = [PLAIN, *map(str, TEACHERS)]
+        ways = [PLAIN, *map(str, TEACHERS)] if turn else list(map(str, TEACHERS))
         answer = {
-            name: {way: one(way, scratch, steps, epochs) for way in (ways if turn % 2 else reversed(ways))}
+            name: {
+                way: one(way, scratch, steps, epochs if turn else 1) for way in (ways if turn % 2 else reversed(ways))
+            }
             for name, (steps, epochs) in SETTINGS.items()
         }
         answers.write(json.dumps(answer) + "\n")
