@@ -122,24 +122,24 @@ def measure_making(harvest: Path) -> dict[str, Any]:
     make, read = soup_builder.SoupBuilder.make, SnapshotStore._read_verified
 
     def timed(builder: Any, *args: Any) -> Any:
-        SnapshotStore._read_verified = counted  # type: ignore[method-assign]
+        SnapshotStore._read_verified = counted  # type: ignore[method-assign, assignment]
         gc.collect()
         gc.freeze()
         before = time.process_time()
         made = make(builder, *args)
         known["seconds"] = time.process_time() - before
-        SnapshotStore._read_verified = read  # type: ignore[method-assign]
+        SnapshotStore._read_verified = read  # type: ignore[method-assign, assignment]
         return made
 
     def counted(store: SnapshotStore, snapshot: Any) -> Any:
         known["reads"].append(snapshot.file)
         return read(store, snapshot)
 
-    soup_builder.SoupBuilder.make = timed  # type: ignore[method-assign]
+    soup_builder.SoupBuilder.make = timed  # type: ignore[method-assign, assignment]
     try:
         known["tried"] = len(select(harvest, Soup(batch_norm_samples=STATISTICS))["steps"])
     finally:
-        soup_builder.SoupBuilder.make = make  # type: ignore[method-assign]
+        soup_builder.SoupBuilder.make = make  # type: ignore[method-assign, assignment]
     network = teacher_network().eval()
     probe, training = next(iter(DataLoader(validation_loader().dataset, 500)))[0], training_images(STATISTICS)
     assert isinstance(training, TensorDataset)
