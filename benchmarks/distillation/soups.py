@@ -99,6 +99,8 @@ def noisy(network: nn.Module) -> dict[str, Tensor]:
             weights[name] = value + NOISE * value.std() * torch.randn_like(value)
         elif name.endswith("running_var"):
             weights[name] = value * (1 + NOISE * torch.rand_like(value))
+        elif name.endswith("running_mean"):  # by which it is told that statistics have to be estimated anew
+            weights[name] = value + NOISE * value.std() * torch.randn_like(value)
     return weights
 
 
@@ -119,6 +121,7 @@ def measure_making(harvest: Path) -> dict[str, Any]:
     """Processor seconds of one greedy soup and of the forward passes, how many were tried and read."""
     say("making a soup ...")
     known: dict[str, Any] = {"reads": []}
+    passes, estimate = list[int](), soup_builder.estimate_statistics
     make, read = soup_builder.SoupBuilder.make, SnapshotStore._read_verified
 
     def timed(builder: Any, *args: Any) -> Any:
@@ -131,15 +134,24 @@ def measure_making(harvest: Path) -> dict[str, Any]:
         SnapshotStore._read_verified = read  # type: ignore[method-assign, assignment]
         return made
 
+    def estimated(*args: Any) -> None:
+        passes.append(len(args[2]))
+        estimate(*args)
+
     def counted(store: SnapshotStore, snapshot: Any) -> Any:
         known["reads"].append(snapshot.file)
         return read(store, snapshot)
 
+    soup_builder.estimate_statistics = estimated
     soup_builder.SoupBuilder.make = timed  # type: ignore[method-assign, assignment]
     try:
-        known["tried"] = len(select(harvest, Soup(batch_norm_samples=STATISTICS))["steps"])
+        record = select(harvest, Soup(batch_norm_samples=STATISTICS))
+        known |= {"tried": len(record["steps"]), "passes": len(passes) // len(record["steps"])}
     finally:
+        soup_builder.estimate_statistics = estimate
         soup_builder.SoupBuilder.make = make  # type: ignore[method-assign, assignment]
+    if known["passes"] != 1:
+        raise RuntimeError("statistics were not estimated once for each that was tried")
     network = teacher_network().eval()
     probe, training = next(iter(DataLoader(validation_loader().dataset, 500)))[0], training_images(STATISTICS)
     assert isinstance(training, TensorDataset)
