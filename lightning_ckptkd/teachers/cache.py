@@ -29,8 +29,8 @@ class LogitCache:
 
     ``cache.json`` says what the logits depend on and is written just before the first chunk: a folder is for no
     teachers and data as long as it holds no logits. Then there is one file for each chunk of items, whole or not at
-    all. All is verified before any is read, and each row again when it is; it is not loaded as a whole, and never
-    unpickled.
+    all. All is verified before any is read. What of it fits is then kept in memory; of the rest each row is verified
+    again when it is read. It is never unpickled.
 
     Use :meth:`open`, then ``filling.fill``, then :meth:`verify`, then :meth:`read`.
 
@@ -161,10 +161,14 @@ class LogitCache:
         self._folder.write(self._name(chunk), parts, self._tag)
         self._chunks = None
 
-    def verify(self) -> None:
+    def verify(self, memory: int = 0) -> None:
         """Check every chunk's header, size and SHA-256: afterwards the cache can be read.
 
-        A CRC-32 of each item is kept, 4 bytes, by which :meth:`read` sees what changes later.
+        Of chunks that are not kept in memory a CRC-32 of each item is, 4 bytes, by which :meth:`read` sees what changes
+        later.
+
+        Args:
+            memory: Bytes that the chunks may take that are kept, from the first one on.
 
         Raises:
             CacheError: If a chunk is missing, damaged or belongs to another cache.
@@ -173,7 +177,8 @@ class LogitCache:
         self._open.close()
         chunks = []
         for chunk in range(self.num_chunks):
-            verified = ChunkRows(self._path(chunk), self._spec(chunk))
+            verified = ChunkRows(self._path(chunk), self._spec(chunk), memory)
+            memory -= verified.kept_bytes
             self._set_shape(verified.shape, chunk)
             chunks.append(verified)
         self._chunks = chunks
@@ -224,6 +229,10 @@ class LogitCache:
         pieces = zip(numpy.split(rows, starts[1:]), numpy.split(order, starts[1:]), strict=True)
         for number, (picked, places) in zip(present.tolist(), pieces, strict=False):  # one empty piece of no items
             chunk = chunks[number]
+            if chunk.kept is not None:
+                for name, values in chunk.kept.items():
+                    found[name][places] = values[picked]
+                continue
             try:
                 chunk.read(self._open.descriptor(chunk.path), picked.tolist(), found, places.tolist())
             except OSError as error:

@@ -31,9 +31,11 @@ def sample_checksum(sample: Any) -> int:
 
 def _add(value: Any, checksum: int) -> int:
     """The checksum of what came before and a value."""
+    if type(value) is Tensor:
+        return _add_tensor(value, checksum)
     if isinstance(value, Tensor):
         with torch._C.DisableTorchFunctionSubclass():  # torchvision's images go a long way to each attribute
-            return zlib.crc32(_tensor_bytes(value), zlib.crc32(_tensor_form(value.dtype, value.shape), checksum))
+            return _add_tensor(value, checksum)
     if isinstance(value, (tuple, list)):
         return _add_sequence(value, checksum)
     if value is None or isinstance(value, (bool, int, float, complex, str, numpy.generic)):
@@ -64,13 +66,17 @@ def _add_sequence(values: Any, checksum: int) -> int:
     return checksum
 
 
+def _add_tensor(value: Tensor, checksum: int) -> int:
+    return zlib.crc32(_tensor_bytes(value), zlib.crc32(_tensor_form(value.dtype, value.shape), checksum))
+
+
 @functools.lru_cache
 def _tensor_form(dtype: torch.dtype, shape: torch.Size) -> bytes:
     return f"{dtype}{tuple(shape)}".encode()
 
 
 def _tensor_bytes(value: Tensor) -> memoryview:
-    value = value.detach()
+    value = value.detach() if value.requires_grad else value
     try:
         return numpy.ascontiguousarray(value.numpy()).data
     except (TypeError, RuntimeError):  # of what NumPy does not know: bf16, sparse, on a GPU

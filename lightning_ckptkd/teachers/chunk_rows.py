@@ -1,4 +1,6 @@
-"""The rows of a chunk that was verified, read when they are asked for, and compared with what was verified.
+"""The rows of a chunk that was verified: kept in memory, or read when they are asked for and compared with what it was.
+
+Kept rows are the bytes that the SHA-256 was taken of, so they are neither read nor compared again.
 
 Mapping the file would be shorter, but a map has two faults: what is written into the file later is read without a word,
 and of a file that is cut later the kernel kills whoever touches what is gone (SIGBUS). So rows are read by system
@@ -40,17 +42,20 @@ class ChunkRows:
     Args:
         path: The file.
         spec: What chunk it is.
+        memory: Bytes that its rows may take; where they take more, none is kept.
 
     Attributes:
         shape: Of one sample's logits by one teacher.
         row_bytes: Name of each tensor to the bytes of one of its rows.
+        kept: All rows, where they are kept.
 
     Raises:
         CacheError: If the file is missing, no regular file, not this chunk or damaged.
     """
 
-    def __init__(self, path: Path, spec: ChunkSpec) -> None:
+    def __init__(self, path: Path, spec: ChunkSpec, memory: int = 0) -> None:
         self.path = path
+        self.kept: Rows | None = None
         with opened(path) as descriptor:
             self.shape: Shape
             self.shape, sha256 = read_header(path, descriptor, spec)
@@ -58,10 +63,19 @@ class ChunkRows:
             self.row_bytes = {name: math.prod(whole[1:]) * dtype.itemsize for name, (dtype, whole) in layout.items()}
             place = len(spec.header(self.shape, sha256)[0])
             self._starts: dict[str, int] = {}
-            self._checksums = numpy.zeros(spec.rows, numpy.uint32)
+            keep = spec.rows * sum(self.row_bytes.values()) <= memory
+            kept: Rows = {}
+            self._checksums = numpy.zeros(0 if keep else spec.rows, numpy.uint32)
             found = hash_of_header(spec, self.shape)
             for name, size in self.row_bytes.items():
                 self._starts[name] = place
+                if keep:
+                    kept[name] = numpy.empty((spec.rows, size), numpy.uint8)
+                    whole = kept[name].reshape(-1).data
+                    self._read(descriptor, whole, place)
+                    found.update(whole)
+                    place += spec.rows * size
+                    continue
                 step = max(_BLOCK_BYTES // size, 1)
                 for first in range(0, spec.rows, step):
                     count = min(step, spec.rows - first)
@@ -74,6 +88,12 @@ class ChunkRows:
                 place += spec.rows * size
             if found.hexdigest() != sha256:
                 raise damaged(path, "does not have the SHA-256 that it was written with")
+            self.kept = kept if keep else None
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the rows take that are kept."""
+        return 0 if self.kept is None else sum(values.nbytes for values in self.kept.values())
 
     def read(self, descriptor: int, rows: Sequence[int], into: Rows, places: Sequence[int]) -> None:
         """Read some rows.

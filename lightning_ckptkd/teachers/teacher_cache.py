@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +49,8 @@ class TeacherCache:
         dtype: What logits are stored as: ``fp16`` or ``fp32``.
         top_k: Store the largest k logits a sample and teacher, and the sum of the others' probabilities; None: all.
         seed: What the views are drawn by.
+        memory: Bytes of logits that each process keeps in memory once they are verified, 64 MiB by default; what is
+            beyond is read from disk, and compared, batch by batch.
     """
 
     dirpath: str | Path
@@ -55,9 +58,12 @@ class TeacherCache:
     dtype: str = "fp16"
     top_k: int | None = None
     seed: int = 0
+    memory: int = 2**26
 
     def __post_init__(self) -> None:
         check_types(TeacherCache, vars(self))
+        if self.memory < 0:
+            raise ArgumentError(f"memory of TeacherCache should be 0 bytes or more, got {self.memory}.")
         CacheKey(("",), 1, (), self.views, self.seed, self.dtype, self.top_k)  # checks them
 
 
@@ -160,7 +166,7 @@ def train_on_cache(
         return cache
 
     cache = on_each_rank(work)
-    on_each_rank(cache.verify)  # when all ranks have filled their shares
+    on_each_rank(partial(cache.verify, option.memory))  # when all ranks have filled their shares
     loop = trainer.fit_loop
     assert loop._combined_loader is not None and loop._data_fetcher is not None
     loop._combined_loader.flattened = [CachedLoader(made, cache)]

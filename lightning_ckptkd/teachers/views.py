@@ -42,6 +42,9 @@ class Views(Dataset[ViewSample]):
     afterwards. So an item is the same in each process, at each time and in each order. A transform that draws from
     a generator of its own is not reached: its checksum will differ from the cached one.
 
+    Where a first item is the same under two seeds and draws nothing, no item is seeded, which takes longer than a small
+    sample does. The first batch that leaves another state behind is drawn again, with seeds, and so is all after it.
+
     Args:
         dataset: Map-style, with a length.
         views: V, the number of views a sample; 1 or more.
@@ -53,6 +56,7 @@ class Views(Dataset[ViewSample]):
 
     def __init__(self, dataset: Dataset[Any], views: int, seed: int) -> None:
         self.dataset, self.views, self.seed = dataset, _checked(views), seed
+        self._draws: bool | None = None  # whether items draw random numbers; None: no item was looked at
 
     def __len__(self) -> int:
         assert isinstance(self.dataset, Sized)
@@ -64,14 +68,32 @@ class Views(Dataset[ViewSample]):
 
     def __getitems__(self, items: Sequence[int]) -> list[ViewSample]:
         """Several items; the generators are put back once, which costs more than seeding them."""
+        size = len(self)
+        for item in items:
+            if not 0 <= item < size:
+                raise IndexError(f"item {item} of {size}")
         with keep_random_state():
-            return [self._draw(int(item)) for item in items]
+            if self._draws is None and len(items):
+                self._draws = self._differs(int(items[0]))
+            if not self._draws:
+                before = random_state()
+                found = [self._draw(int(item)) for item in items]
+                if random_state() == before:
+                    return found
+                self._draws = True
+            return [self._draw(int(item), self.seed) for item in items]
 
-    def _draw(self, item: int) -> ViewSample:
-        if not 0 <= item < len(self):
-            raise IndexError(f"item {item} of {len(self)}")
+    def _differs(self, item: int) -> bool:
+        """Whether an item draws random numbers, also where it puts the generators back itself."""
+        first = self._draw(item, self.seed)
+        seed_by("another", self.seed, item)
+        before = random_state()
+        return self._draw(item).checksum != first.checksum or random_state() != before
+
+    def _draw(self, item: int, seed: int | None = None) -> ViewSample:
         index, view = divmod(item, self.views)
-        seed_by(self.seed, index, view)
+        if seed is not None:
+            seed_by(seed, index, view)
         sample = self.dataset[index]
         return ViewSample(sample, item, sample_checksum(sample))
 

@@ -27,6 +27,7 @@ from lightning_ckptkd import (
     TeacherError,
 )
 from lightning_ckptkd.selecting.rules import Loss, RowRule
+from lightning_ckptkd.selecting.soup_builder import SoupBuilder
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.snapshots.seal import sealed
 from lightning_ckptkd.teachers import choose_teachers
@@ -204,6 +205,24 @@ def test_soups_are_no_candidates_and_the_same_one_is_not_made_twice(harvested: P
     select(harvested, ensemble=Soup(kind="window", window=2))
     assert len(SnapshotStore.open(harvested).soups) == 2
     assert (harvested / first.chosen[0]).exists(), "a choice that is made later deletes none"
+
+
+@pytest.mark.parametrize("kind", ["greedy", "window"])
+def test_making_a_soup_reads_each_file_once(harvested: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, make, reads = SnapshotStore._read_verified, SoupBuilder.make, list[str]()
+
+    def counted(store: SnapshotStore, snapshot: Any) -> bytes:
+        reads.append(snapshot.file)
+        return read(store, snapshot)
+
+    def within(builder: SoupBuilder, *args: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(SnapshotStore, "_read_verified", counted)
+            return make(builder, *args)
+
+    monkeypatch.setattr(SoupBuilder, "make", within)
+    select(harvested, ensemble=Soup(kind=kind))
+    assert sorted(reads) == [snapshot.file for snapshot in SnapshotStore.open(harvested).snapshots]
 
 
 def test_a_student_learns_from_a_soup(harvested: Path, drawn: None) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.transforms import v2
 
 from lightning_ckptkd import ArgumentError, CacheError, SnapshotError, TeacherError
-from lightning_ckptkd.teachers import CacheKey, LogitCache, fingerprint
+from lightning_ckptkd.teachers import CacheKey, LogitCache, TeacherCache, fingerprint
 from tests.projects import digits
 from tests.reliability.faults import watched_disk
 from tests.teachers.augmented import Augmented
@@ -592,3 +592,49 @@ def test_a_disk_that_fails_while_it_is_read(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(CacheError, match=r"chunk-000000.safetensors can't be read \(Input/output error\)"):
         cache.read(torch.tensor([0]))
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3])
+def test_what_fits_into_memory_is_read_once(
+    tmp_path: Path, top_k: int | None, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = replace(KEY, top_k=top_k)
+    cache = filled(tmp_path, key, made_logits())
+    expected = cache.read(ORDER, CHECKSUMS[ORDER])
+    row_bytes = 8 + 2 * 7 * 2 if top_k is None else 8 + 2 * (3 * 2 + 3 * 2 + 4)
+    memory = row_bytes * min(CHUNK * chunks, 10)
+    fits = torch.isin(ORDER // CHUNK, torch.arange(chunks))
+    cache.verify(memory)
+    assert torch.equal(cache.read(ORDER, CHECKSUMS[ORDER]), expected)
+    with pytest.raises(CacheError, match=r"Sample 4 \(view 1\)"):
+        cache.read(ORDER, CHECKSUMS[ORDER.flip(0)].where(ORDER == 9, CHECKSUMS[ORDER]))
+    read, real = list[int](), os.preadv
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        read.append(sum(map(len, buffers)))
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    assert torch.equal(cache.read(ORDER), expected)
+    assert sum(read) == row_bytes * int((~fits).sum())
+    for path in tmp_path.glob("chunk*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    kept = ORDER[fits]
+    assert torch.equal(cache.read(kept, CHECKSUMS[kept]), expected[:, fits]), "what was verified"
+    if chunks < 3:
+        with pytest.raises(CacheError, match="changed in row"):
+            cache.read(ORDER)
+    with pytest.raises(CacheError, match="Delete that file"):
+        cache.verify(memory)
+
+
+def test_a_byte_less_than_a_chunk_keeps_none(tmp_path: Path) -> None:
+    cache = filled(tmp_path, KEY, made_logits())
+    cache.verify(CHUNK * (8 + 2 * 7 * 2) - 1)
+    changed_row(tmp_path / "chunk-000000.safetensors")
+    with pytest.raises(CacheError, match="changed in row 3"):
+        cache.read(torch.tensor([3]))
+    with pytest.raises(ArgumentError, match="memory of TeacherCache should be 0 bytes or more, got -1"):
+        TeacherCache(tmp_path, memory=-1)
+    TeacherCache(tmp_path, memory=0)

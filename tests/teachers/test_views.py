@@ -22,9 +22,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
     default_collate,
 )
+from typing_extensions import override
 
 from lightning_ckptkd import ArgumentError
 from lightning_ckptkd.teachers import ViewBatch, Views, ViewSampler, view_loader
+from lightning_ckptkd.teachers import views as views_file
 from lightning_ckptkd.teachers.checksums import sample_checksum
 from lightning_ckptkd.trainer.seeding import keep_random_state, mix, random_state, seed_by
 from tests.projects import Project, digits, make_trainer
@@ -315,3 +317,59 @@ def test_in_a_trainer(tmp_path: Path) -> None:
     make_trainer(tmp_path, max_epochs=2).fit(module, loader, DataLoader(digits(0, 8), 8))
     assert [sorted(item // 4 for item in items) for items in module.items] == [list(range(64))] * 2
     assert sorted(module.items[0]) != sorted(module.items[1]), "Lightning sets the epoch"
+
+
+class Rarely(Dataset[Any]):
+    """Draws for some indices only, by themselves or behind the generators' backs; counts what it is asked for."""
+
+    def __init__(self, drawing: set[int], *, hidden: bool = False) -> None:
+        self.drawing, self.hidden, self.asked = drawing, hidden, list[int]()
+
+    def __len__(self) -> int:
+        return 12
+
+    @override
+    def __getitem__(self, index: int) -> float:
+        self.asked.append(index)
+        if index not in self.drawing:
+            return float(index)
+        with torch.random.fork_rng(devices=[], enabled=self.hidden):
+            return float(torch.rand(()))
+
+
+def seeded(dataset: Dataset[Any], items: list[int]) -> list[Any]:
+    """As each item alone is under its seed."""
+    found = []
+    with keep_random_state():
+        for item in items:
+            seed_by(7, item, 0)
+            found.append(dataset[item])
+    return found
+
+
+@pytest.mark.parametrize("drawing", [set(), {0}, {7}, {3, 4, 9}, set(range(12))])
+def test_items_that_draw_nothing_are_not_seeded(drawing: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Rarely(drawing)
+    expected = seeded(dataset, list(range(12)))
+    views, batches = Views(dataset, 1, seed=7), [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    torch.manual_seed(1)
+    before = random_state()
+    for _ in range(2):
+        drawn = [sample.sample for batch in batches for sample in views.__getitems__(batch)]
+        assert drawn == expected, "a batch that draws is drawn again with seeds"
+        assert random_state() == before
+    seeds = []
+    monkeypatch.setattr(views_file, "seed_by", lambda *key: seeds.append(key))
+    dataset.asked.clear()
+    views.__getitems__([1, 2])
+    assert dataset.asked == [1, 2]
+    assert seeds == ([(7, 1, 0), (7, 2, 0)] if drawing else [])
+
+
+def test_draws_behind_the_generators_backs_are_seeded() -> None:
+    """A sample that forks the generators leaves them as they were, and differs with its seed."""
+    dataset = Rarely(set(range(12)), hidden=True)
+    expected = seeded(dataset, list(range(12)))
+    views = Views(dataset, 1, seed=7)
+    torch.manual_seed(2)
+    assert [sample.sample for sample in views.__getitems__(list(range(12)))] == expected
