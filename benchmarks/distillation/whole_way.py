@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from functools import partial
@@ -220,7 +221,7 @@ def table(documents: dict[str, dict[str, Any]]) -> str:
 
 def draw(documents: dict[str, dict[str, Any]], path: Path) -> None:
     """A panel for each task: how long it takes, and how good the student is."""
-    figure = Figure(figsize=(5 * len(documents), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(documents), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, document in zip(figure.subplots(1, len(documents), squeeze=False)[0], documents.values(), strict=True):
         for way, runs in document["runs"].items():
@@ -229,7 +230,7 @@ def draw(documents: dict[str, dict[str, Any]], path: Path) -> None:
             middle = statistics.mean(right)
             reach = [[middle - min(right)], [max(right) - middle]]
             axes.errorbar(seconds, middle, reach, fmt="o", color=COLOURS.get(way, "#888888"), label=way, capsize=3)
-        axes.set(xlabel="processor seconds from the harvest to the student", title=document["title"])
+        axes.set(xlabel="processor seconds from the harvest to the student", title=textwrap.fill(document["title"], 40))
         axes.set_xlim(left=0)
     figure.axes[0].set_ylabel("student's test accuracy, %")
     figure.axes[-1].legend(loc="best", fontsize="small")
