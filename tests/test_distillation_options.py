@@ -97,7 +97,11 @@ def test_a_name_that_never_was_ends_as_before(
 
 def test_objects_on_the_command_line(tmp_path: Path, harvest: Path) -> None:
     words = ["--model.acceleration=lightning_ckptkd.teachers.Acceleration", "--model.acceleration.mode=none"]
-    words += ["--model.schedule=lightning_ckptkd.teachers.RandomTeacher", "--model.schedule.until_epoch=3"]
+    words += [
+        "--model.schedule=lightning_ckptkd.teachers.RandomTeacher",
+        "--model.schedule.until_epoch=3",
+        "--model.choice=[2, 3]",
+    ]
     module = main(["distill", "--config", str(write_distill_config(tmp_path, harvest, "")), *words]).model
     assert module.panel.acceleration == Acceleration("none")
     assert isinstance(module.panel.schedule, RandomTeacher) and module.panel.schedule.until_epoch == 3

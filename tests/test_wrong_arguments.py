@@ -164,6 +164,7 @@ CALLS: dict[Callable[..., Any], tuple[dict[str, Any], Wrong]] = {
         {
             "dirpath": (None, 3, ["a"]),
             "views": (None, *WHOLE, 0),
+            "memory": (None, *WHOLE, -1),
             "dtype": (None, *NAME),
             "top_k": (*WHOLE, 0),
             "seed": (None, *WHOLE),
