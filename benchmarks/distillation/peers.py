@@ -119,7 +119,7 @@ def main() -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device, 0) if arguments.device == "cuda" else torch.device("cpu")
-    steps = arguments.steps if arguments.steps is not None else 100 if device.type == "cuda" else 10
+    steps = arguments.steps if arguments.steps is not None else 100 if device.type == "cuda" else 30
     options = Options(arguments.rounds, arguments.repeats, steps, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -168,7 +168,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     option("--rounds", type=int, default=7, help="distillation: epochs of each way that are counted, 2 or more")
     option("--repeats", type=int, default=3, help="selection: runs of each way that are counted, 2 or more")
-    option("--steps", type=int, help="distillation: in an epoch; 10, and 100 on a GPU")
+    option("--steps", type=int, help="distillation: in an epoch; 30, and 100 on a GPU")
     option("--out", type=Path, default=RESULTS, help="file for all numbers; what the repository has is kept in it")
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.repeats) < 2:
