@@ -125,6 +125,7 @@ def _find_out(out: str | Path, suffixes: tuple[str, ...]) -> tuple[Folder, str]:
         by = "export_network, which takes the student's network," if suffix in FORMATS else "export_student"
         remedy = f" {suffix} is written by {by} or `ckptkd export`." if suffix in others else ""
         remedy = " The checkpoint comes first, then the file to write." if suffix == ".ckpt" else remedy
+        remedy = remedy or f" `ckptkd export` also writes {' and '.join(sorted(others))}."
         raise ArgumentError(f"out={str(out)!r} should end in one of {', '.join(suffixes)}.{remedy}")
     for file in (name, f"{name}.data") if suffix == ".onnx" else (name,):
         if folder.exists(file):

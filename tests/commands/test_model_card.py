@@ -21,6 +21,7 @@ from lightning_ckptkd import (
 from lightning_ckptkd.commands.cli import main
 from lightning_ckptkd.snapshots import Selection
 from tests.projects import DigitsData, Project, make_trainer
+from tests.selecting.test_soup import fitted, linear, noisy, probe, write
 
 
 def test_a_folder_for_the_hub(harvest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,3 +83,18 @@ def test_bad_input(harvest: Path, tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match=r"other\.ckpt holds no student"):
         write_model_card(tmp_path / "other.ckpt", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_soup_is_told_by_its_members(tmp_path: Path) -> None:
+    optimum = fitted(linear())
+    folder = write(tmp_path / "h", [noisy(optimum, 0.6, seed) for seed in range(4)])
+    found = MISelector(rule="loss", ensemble="soup").select(folder, linear(), probe(), progress=False)
+    assert found.soup["taken"]
+    teacher = {"file": found.soup["file"], "sha256": found.soup["sha256"]}
+    content = {"state_dict": {"student.weight": torch.ones(2)}, "lightning_ckptkd_teachers": [teacher]}
+    torch.save(content, tmp_path / "run.ckpt")
+    text = Path(write_model_card(tmp_path / "run.ckpt", tmp_path / "new", folder)).read_text()
+    assert "A student of the mean of several snapshots" in text and "(a soup)" in text
+    members = {member["epoch"] for member in found.soup["members"]}
+    rows = {epoch for epoch in range(4) if f"\n| {epoch} | {10 * (epoch + 1)} |" in text}
+    assert rows == members and teacher["sha256"] in text

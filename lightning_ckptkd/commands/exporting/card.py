@@ -27,7 +27,7 @@ tags:
 
 # Student
 
-A student of {count} snapshots of a training run, distilled with lightning_ckptkd.
+A student of {count}, distilled with lightning_ckptkd.
 
 The licence is yours to say: add `license:` above. Those of the training data, of what the teachers were made from and
 of the network's code may have a word in it.
@@ -64,10 +64,18 @@ def write_model_card(checkpoint: str | Path, folder: str | Path, snapshots: str 
     if not parameters:
         raise SnapshotError(f"{checkpoint} holds no student. Give a .ckpt file of a distillation.")
     chosen = _of_harvest(teachers, snapshots) if snapshots is not None else []
-    text = "\n".join([_HEAD.format(count=len(teachers) or "chosen"), *chosen, *_facts(known), *_teachers(teachers)])
+    text = "\n".join([_HEAD.format(count=_count(teachers)), *chosen, *_facts(known), *_teachers(teachers)])
     place.make()
     place.write(CARD_NAME, [text.encode()], run_tag(str(folder)))
     return place / CARD_NAME
+
+
+def _count(teachers: Sequence[Mapping[str, Any]]) -> str:
+    """How many teachers there were, in words; a soup is told by its file's name."""
+    if len(teachers) == 1 and str(teachers[0].get("file")).startswith("soup-"):
+        return "the mean of several snapshots of a training run"
+    number = str(len(teachers)) if teachers else "chosen"
+    return f"{number} snapshot{'s' * (len(teachers) != 1)} of a training run"
 
 
 def _facts(known: Mapping[str, Any]) -> Iterator[str]:
@@ -91,6 +99,8 @@ def _teachers(teachers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _of_harvest(teachers: Sequence[Mapping[str, Any]], snapshots: str | Path) -> list[str]:
     store = SnapshotStore.open(snapshots)
     hashes = {item.get("sha256") for item in teachers}
+    soups = [soup for soup in store.soups if soup.sha256 in hashes]
+    hashes |= {member.sha256 for soup in soups for member in soup.members}
     own = [snapshot for snapshot in store.snapshots if snapshot.sha256 in hashes]
     if not own:
         raise ArgumentError(
@@ -98,6 +108,8 @@ def _of_harvest(teachers: Sequence[Mapping[str, Any]], snapshots: str | Path) ->
             "harvest that the student was distilled from, or leave it out."
         )
     lines = ["## Distilled from\n"]
+    if soups:
+        lines.append("One network, the mean of the weights of these snapshots (a soup).\n")
     if not store.folder.exists(SELECTION_NAME):
         return [*lines, *_table(("epoch", "step"), [(item.epoch, item.global_step) for item in own]), ""]
     selection = Selection.read(store)
