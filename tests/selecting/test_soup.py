@@ -85,7 +85,7 @@ def drawn() -> None:
 
 @pytest.fixture(scope="module")
 def optimum() -> Weights:
-    torch.manual_seed(0)  # fixtures of a module are made before the test's own seed
+    torch.manual_seed(1)  # fixtures of a module are made before the test's own seed
     return fitted(linear())
 
 
