@@ -367,7 +367,7 @@ class MISelector(TakesDataOfOneName):
         """Those of DataModule or model; of a soup that nobody asked for only where they can be had."""
         try:
             return own("train", "train")
-        except Exception:
+        except Exception:  # of the user's DataModule, whatever it is: the line of the soup says that there are none
             if self.settings.ensemble is not None:
                 raise
             return None

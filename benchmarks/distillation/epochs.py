@@ -127,7 +127,7 @@ def ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
 def work(scratch: Path) -> None:
     """One build's process: answers each line of its input with a round."""
     silence_lightning()
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # of Lightning, about workers and loggers that a benchmark does without
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr
     scratch.mkdir()

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     options = parser.parse_args()
     silence_lightning()
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # of Lightning, about workers and loggers that a benchmark does without
     torch.set_num_threads(1)
     os.environ[CACHE_VARIABLE] = ""
     with tempfile.TemporaryDirectory() as name:
