@@ -160,6 +160,7 @@ def test_what_teachers_cost_a_student() -> None:
     parts = [part for part in results if part != "students"]
     assert set(parts) >= {"uncached", "epoch", "fill", "memory", "accuracy", "views"}
     assert all(found["table"] in text for part in parts for found in results[part].values())
+    assert json.loads((RESULTS / "half_precision.json").read_text())["table"] in text
 
 
 def test_what_a_selection_costs() -> None:
