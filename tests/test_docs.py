@@ -154,6 +154,12 @@ def test_the_commands_start() -> None:
     assert results["table"] in (REPOSITORY / "docs" / "benchmarks.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["epochs", "proxy", "soups"])
+def test_what_else_was_measured(name: str) -> None:
+    table = json.loads((RESULTS / f"{name}.json").read_text())["table"]
+    assert table in (REPOSITORY / "docs" / "benchmarks.md").read_text()
+
+
 def test_what_teachers_cost_a_student() -> None:
     text = (REPOSITORY / "docs" / "distillation.md").read_text()
     results = json.loads((RESULTS / "distillation.json").read_text())

@@ -120,7 +120,7 @@ def training_loader() -> DataLoader[Any]:
 def measure_making(harvest: Path) -> dict[str, Any]:
     """Processor seconds of one greedy soup and of the forward passes, how many were tried and read."""
     say("making a soup ...")
-    known: dict[str, Any] = {"reads": []}
+    known: dict[str, Any] = {"reads": [], "batch_norm": 0.0}
     passes, estimate = list[int](), soup_builder.estimate_statistics
     make, read = soup_builder.SoupBuilder.make, SnapshotStore._read_verified
 
@@ -136,7 +136,9 @@ def measure_making(harvest: Path) -> dict[str, Any]:
 
     def estimated(*args: Any) -> None:
         passes.append(len(args[2]))
+        before = time.process_time()
         estimate(*args)
+        known["batch_norm"] += time.process_time() - before
 
     def counted(store: SnapshotStore, snapshot: Any) -> Any:
         known["reads"].append(snapshot.file)
@@ -211,7 +213,8 @@ def table_rows(epochs: dict[str, list[float]], making: list[dict[str, Any]]) -> 
             of("seconds"),
             of("bare"),
             1.0,
-            f"; {tried} tried over 500 and {STATISTICS} samples; each file is read {reads} times at most",
+            f", of which {statistics.median(of('batch_norm')):.2f} s of making are BatchNorm's passes; {tried} tried "
+            f"over 500 and {STATISTICS} samples; each file is read at most {reads} time{'s' * (reads != 1)}",
         ),
     ]
 
