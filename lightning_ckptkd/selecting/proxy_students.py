@@ -248,7 +248,8 @@ def _stacked(
     tried, students = (_make_stack(count, proxy, loss, device) for _ in range(2))
     state.restore()
     try:
-        with warnings.catch_warnings(action="error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             found = tried.losses(batch, targets)
             torch.autograd.backward(found)
     except REFUSALS:
