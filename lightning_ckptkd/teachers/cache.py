@@ -251,11 +251,12 @@ class LogitCache:
     def _check_finite(self, items: range, logits: Tensor) -> None:
         wrong = (~logits.isfinite()).nonzero()
         if len(wrong):
-            row, teacher, *place = wrong[0].tolist()
+            first = wrong[0].tolist()
+            row, teacher, *place = first
             sample, view = divmod(items[row], self.key.views)
             raise TeacherError(
                 f"Teacher {teacher} (SHA-256 {self.key.teachers[teacher][:16]}…) gives "
-                f"{logits[(row, teacher, *place)]} for {name_place(place)} of item {items[row]} (sample {sample}, view "
+                f"{logits[tuple(first)]} for {name_place(place)} of item {items[row]} (sample {sample}, view "
                 f"{view}). Choose another teacher, or mend the sample."
             )
 

@@ -22,9 +22,10 @@ def check_finite(logits: Tensor, names: Sequence[str]) -> None:
     """
     finite = logits.isfinite()
     if not bool(finite.all()):
-        teacher, sample, *place = (~finite).nonzero()[0].tolist()
+        first = (~finite).nonzero()[0].tolist()
+        teacher, sample, *place = first
         raise TeacherError(
-            f"Teacher {names[teacher]} gives {float(logits[(teacher, sample, *place)])} for {name_place(place)} of "
+            f"Teacher {names[teacher]} gives {float(logits[tuple(first)])} for {name_place(place)} of "
             f"sample {sample} (from 0) of the batch. Choose another teacher with choice=, or mend the sample."
         )
 
