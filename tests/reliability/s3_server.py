@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import fsspec
+
 _LIFETIME_SECONDS = 4 * 3600
 BUCKET = "harvests"
 
@@ -71,6 +73,7 @@ def s3_server() -> Iterator[S3Server]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # another server's clients know its address for good
     try:
         yield server
     finally:
@@ -79,6 +82,7 @@ def s3_server() -> Iterator[S3Server]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         server.stop()
 
 

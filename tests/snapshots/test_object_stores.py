@@ -442,3 +442,11 @@ def test_training_bounds_each_snapshot_as_a_whole(url: str, tmp_path: Path, monk
     make_trainer(tmp_path, CheckpointHarvester(url), max_epochs=1).fit(Project(), DigitsData())
     assert len(bounded) == 3
     assert all(bounded)
+
+
+def test_a_second_server_in_one_process_is_found(server: S3Server) -> None:
+    with s3_server() as second:
+        Objects(f"s3://{BUCKET}/second").put("manifest.json", b"{}")
+        assert second.endpoint != server.endpoint
+        assert Objects(f"s3://{BUCKET}/second").exists("manifest.json")
+    assert not Objects(f"s3://{BUCKET}/second").exists("manifest.json")
