@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.distillation import peer_loops, peers
+from benchmarks.distillation.step_parts import step_parts
 from lightning_ckptkd import DistillationModule, SnapshotStore
 from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
 from lightning_ckptkd.zoo import CIFARResNet
@@ -61,6 +62,14 @@ def test_ours(tmp_path: Path, harvested: tuple[Path, list[nn.Module]], data: Ten
     training = peer_loops.LightningTraining(module, data, CPU, tmp_path)
     theirs = published(first, teachers, data)
     torch.testing.assert_close(weights_after_a_step(training, student), theirs, atol=1e-4, rtol=1e-3)
+    parts = step_parts(training, CPU)
+    assert (parts["teachers"] == 0) == cached
+    assert parts["teachers"] < parts["step"]
+
+
+def test_where_a_published_step_goes(harvested: tuple[Path, list[nn.Module]], data: TensorDataset) -> None:
+    parts = step_parts(peer_loops.PublishedLoop(network(), harvested[1], data, CPU), CPU)
+    assert 0 < parts["teachers"] < parts["step"]
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -82,8 +91,20 @@ def test_a_ratio_says_where_we_lose() -> None:
 
 def test_the_section_names_what_is_slower_and_what_is_missing() -> None:
     ways = {
-        name: {"epochs": [epoch] * 2, "steps": [epoch / 2] * 2, "first_epoch": 3 * epoch, "first_preparation": epoch}
-        for name, epoch in ((peers.LIVE, 2.0), (peers.CACHED, 1.0), (peers.PUBLISHED, 4.0), (peers.ALONE, 1.5))
+        name: {
+            "epochs": [epoch] * 2,
+            "steps": [epoch / 2] * 2,
+            "first_epoch": 3 * epoch,
+            "first_preparation": epoch,
+            "parts": {"step": epoch / 2, "teachers": epoch / 8},
+        }
+        for name, epoch in (
+            (peers.LIVE, 2.0),
+            (peers.COMPILED, 1.6),
+            (peers.CACHED, 1.0),
+            (peers.PUBLISHED, 4.0),
+            (peers.ALONE, 1.5),
+        )
     }
     about = {"machine": {"gpu": "a GPU"}, "settings": {"steps": 2}, "others_share": 0.25}
     seconds = {peers.SELECTOR: [1.0, 1.0], peers.BRUTE_FORCE: [8.0, 8.0], peers.DECODERS: [0.5, 0.5]}
@@ -93,10 +114,12 @@ def test_the_section_names_what_is_slower_and_what_is_missing() -> None:
     }
     rows = [[cell.strip() for cell in line.split("|")] for line in peers.make_section({"x": document}).splitlines()]
     assert ["", "published loop", "4", "live", "0.5", "0.5", "faster", "0.5 to 0.5", ""] in rows
+    assert ["", "published loop", "4", "live, compiled", "0.4", "0.4", "faster", "0.4 to 0.4", ""] in rows
+    assert ["", "published loop", "4", "2000", "500", "1500", ""] in rows  # where a step's time goes
     assert ["", "training without a teacher", "4", "live", "1.33", "1.33", "SLOWER", "1.33 to 1.33", ""] in rows
     assert ["", "training without a teacher", "4", "cached", "0.667", "0.667", "faster", "0.667 to 0.667", ""] in rows
     assert any(row[1:4] == ["MISelector / the paper's decoders", "2", "SLOWER"] for row in rows if len(row) > 3)
     text = str(rows)
-    assert "torchdistill" not in text  # it was not there
+    assert "torchdistill" not in text and "bfloat16" not in text  # they were not there
     assert "ModelCheckpoint" not in text  # harvest.json is of no GPU
     assert "25.0% during distillation, 25.0% during selection" in text

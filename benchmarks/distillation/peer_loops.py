@@ -77,7 +77,13 @@ class Stopwatch:
 
 
 class Training(Protocol):
-    """One way to train a student."""
+    """One way to train a student.
+
+    Attributes:
+        teachers: Networks that run in each step; none where a DistillationModule has them.
+    """
+
+    teachers: Sequence[nn.Module]
 
     def run_epoch(self, watch: Stopwatch) -> None:
         """Train on all images once."""
@@ -124,6 +130,7 @@ class LightningTraining:
 
     def __init__(self, module: LightningModule, data: TensorDataset, device: torch.device, folder: Path) -> None:
         self._module, self._device, self._folder = module, device, folder
+        self.teachers: Sequence[nn.Module] = ()
         self._loader = make_loader(data, device)
 
     def run_epoch(self, watch: Stopwatch) -> None:
@@ -150,7 +157,7 @@ class PublishedLoop:
         self, student: nn.Module, teachers: Sequence[nn.Module], data: TensorDataset, device: torch.device
     ) -> None:
         self._student = student.to(device)
-        self._teachers = [teacher.to(device).eval() for teacher in teachers]
+        self.teachers: Sequence[nn.Module] = [teacher.to(device).eval() for teacher in teachers]
         self._loader, self._device = make_loader(data, device), device
         self.optimizer = torch.optim.SGD(student.parameters(), **SGD)  # type: ignore[arg-type]
 
@@ -164,7 +171,7 @@ class PublishedLoop:
             watch.start_step()
             logits = self._student(images)
             with torch.no_grad():
-                target = torch.stack([teacher(images) for teacher in self._teachers]).mean(0)
+                target = torch.stack([teacher(images) for teacher in self.teachers]).mean(0)
             loss = published_loss(logits, target, labels)
             loss_sum += loss.item() * len(labels)
             correct += (logits.argmax(1) == labels).sum().item()
@@ -191,10 +198,11 @@ class TorchdistillTraining:
     ) -> None:
         from torchdistill.core.distillation import DistillationBox
 
-        teacher = teachers[0] if len(teachers) == 1 else MeanOfLogits(teachers)
+        teacher = (teachers[0] if len(teachers) == 1 else MeanOfLogits(teachers)).to(device).eval()
+        self.teachers: Sequence[nn.Module] = [teacher]
         self._device = device
         self._box = DistillationBox(
-            teacher.to(device).eval(),
+            teacher,
             student.to(device),
             {"train": data},
             _torchdistill_config(device),

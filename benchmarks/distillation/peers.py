@@ -41,6 +41,7 @@ from benchmarks.distillation.peer_loops import (
     has_torchdistill,
     make_loader,
 )
+from benchmarks.distillation.step_parts import step_parts
 from benchmarks.harvest.clocks import UsageClock
 from benchmarks.harvest.machine import describe_machine, say, silence_lightning
 from benchmarks.harvest.trainings import quiet_trainer
@@ -48,7 +49,7 @@ from benchmarks.selection.ranking import probe as digits
 from lightning_ckptkd import CheckpointHarvester, DistillationModule, MISelector, SnapshotStore
 from lightning_ckptkd.selecting.report import format_table
 from lightning_ckptkd.selecting.rules import MI
-from lightning_ckptkd.teachers import TeacherCache, TeacherEnsemble
+from lightning_ckptkd.teachers import Acceleration, TeacherCache, TeacherEnsemble
 from lightning_ckptkd.teachers.remembered import CACHE_VARIABLE
 from lightning_ckptkd.zoo import CIFARResNet, Classifier
 
@@ -59,6 +60,8 @@ SNAPSHOTS, VALIDATION, BATCH_SIZE = 6, 500, 128
 STUDENT_EPOCHS = 3  # of each snapshot's student, where all are tried
 TEACHERS = (1, 4)
 LIVE, CACHED = "DistillationModule", "DistillationModule with TeacherCache"
+COMPILED, HALF = "DistillationModule, teachers compiled", "DistillationModule, teachers in bfloat16"
+LOGITS = {LIVE: "live", COMPILED: "live, compiled", HALF: "live, bfloat16", CACHED: "cached"}
 PUBLISHED, TORCHDISTILL, ALONE = "published loop", "torchdistill", "training without a teacher"
 SELECTOR, BRUTE_FORCE, DECODERS = "MISelector", "a student of each snapshot", "the paper's decoders"
 
@@ -229,9 +232,13 @@ def _ways(harvest: Path, folder: Path, options: Options, number: int) -> dict[st
     ways: dict[str, Training] = {
         PUBLISHED: PublishedLoop(student_network(), loaded(), data, device),
         LIVE: ours(),
+        COMPILED: ours(acceleration="compile"),
         CACHED: ours(cache=TeacherCache(folder / f"cache{number}")),
         ALONE: LightningTraining(Classifier(student_network()), data, device, folder),
     }
+    half = Acceleration(bf16=True)
+    if half.halves(device):
+        ways[HALF] = ours(acceleration=half)
     if has_torchdistill():
         ways[TORCHDISTILL] = TorchdistillTraining(student_network(), loaded(), data, device)
     return ways
@@ -253,6 +260,8 @@ def _time_ways(ways: dict[str, Training], options: Options, number: int) -> dict
                 seconds[name]["steps"].append(watches[-1].step)
             else:
                 seconds[name] |= {"first_epoch": watches[0].epoch, "first_preparation": watches[0].preparation}
+    for name, training in ways.items():
+        seconds[name]["parts"] = step_parts(training, options.device)
     return seconds
 
 
@@ -300,7 +309,7 @@ def _try_students(harvest: Path, folder: Path, options: Options) -> int:
 
 
 def make_table(document: dict[str, Any]) -> str:
-    """The two tables of one machine as Markdown."""
+    """The tables of one machine as Markdown."""
     tables = []
     if "distillation" in document:
         rows = [
@@ -318,6 +327,7 @@ def make_table(document: dict[str, Any]) -> str:
             "middle half of the epochs",
         ]
         tables.append(format_table(header, rows))
+        tables.append(_parts_table(document["distillation"]["seconds"]))
     single = _single_rows(document)
     if single:
         tables.append(format_table(["measured", "ratio", "", "details"], single))
@@ -336,14 +346,23 @@ def make_section(results: dict[str, Any]) -> str:
 
 def _distillation_rows(number: str, ways: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for ours in (LIVE, CACHED):
+    for ours, logits in LOGITS.items():
         for other in (PUBLISHED, TORCHDISTILL, ALONE):
-            if other not in ways:
+            if ours not in ways or other not in ways:
                 continue
             step, epoch = (Ratio.of(ways[ours][what], ways[other][what]) for what in ("steps", "epochs"))
-            logits = "cached" if ours == CACHED else "live"
             rows.append([other, number, logits, f"{step}", f"{epoch}", epoch.verdict, epoch.spread])
     return rows
+
+
+def _parts_table(seconds: dict[str, Any]) -> str:
+    """Where a step's time goes, of each way."""
+    rows = []
+    for number, ways in seconds.items():
+        for name, found in ways.items():
+            step, teachers = (1e3 * found["parts"][part] for part in ("step", "teachers"))
+            rows.append([name, number, f"{step:.0f}", f"{teachers:.0f}", f"{step - teachers:.0f}"])
+    return format_table(["milliseconds of a step, one epoch", "teachers", "in all", "teachers run", "the rest"], rows)
 
 
 def _single_rows(document: dict[str, Any]) -> list[list[str]]:
@@ -355,6 +374,7 @@ def _single_rows(document: dict[str, Any]) -> list[list[str]]:
         )
         for what, way, key in (
             ("the first epoch, in which the fastest way to run the teachers is found", LIVE, "first_epoch"),
+            ("the first epoch, in which the teachers are compiled", COMPILED, "first_epoch"),
             ("filling the cache, once", CACHED, "first_preparation"),
         ):
             ratio = ways[way][key] / epoch

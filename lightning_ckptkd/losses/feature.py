@@ -98,8 +98,9 @@ class FeatureLoss(nn.Module):
             fits = features.dim() == 4 if self.spatial else features.dim() >= 2
             if not fits or features.shape[1 if self.spatial else -1] != dim:
                 raise ArgumentError(
-                    f"{name}_features should have the shape {form.format(dim)}, but have {tuple(features.shape)}. Give "
-                    f"FeatureLoss their dimension as {name}_dim, and spatial=True for maps, False for vectors."
+                    f"{name}_features should have the shape {form.format(dim)}, but have {tuple(features.shape)}. Set "
+                    f"{name}_dim of FeatureLoss or FeatureMatching to their dimension, and spatial=True for maps, "
+                    "False for vectors."
                 )
         shared = slice(0, 1) if self.spatial else slice(0, -1)
         if student.shape[shared] != teacher.shape[shared]:
