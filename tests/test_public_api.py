@@ -9,7 +9,7 @@ import importlib
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 RECORD = Path(__file__).with_name("public_api.json")
 MODULES = tuple(
@@ -32,7 +32,8 @@ def public_api() -> dict[str, dict[str, Any]]:
 
 
 def describe(value: Any) -> Any:
-    if not (inspect.isclass(value) or inspect.isroutine(value)):
+    is_alias = get_origin(value) is not None  # before Python 3.11 one passes for a class
+    if is_alias or not (inspect.isclass(value) or inspect.isroutine(value)):
         return "a constant or type"
     if inspect.isclass(value) and issubclass(value, BaseException):
         return " > ".join(kind.__name__ for kind in value.__mro__ if kind is not object)

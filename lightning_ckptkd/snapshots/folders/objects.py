@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import inspect
@@ -168,7 +169,7 @@ class Objects:
             raise
         except Exception as error:
             self._patient = False
-            if isinstance(error, TimeoutError):
+            if isinstance(error, (TimeoutError, asyncio.TimeoutError)):  # two classes before Python 3.11
                 raise TimeoutError(f"the store did not answer within {seconds:.3g} s") from None
             raise
         self._patient = True
