@@ -37,6 +37,12 @@ def test_losses(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     )
 
 
+def test_costs_are_the_squared_errors_of_rows() -> None:
+    output, targets = torch.randn(9, 3), torch.randn(9, 3)
+    expected = ((output.double() - targets.double()).numpy() ** 2).sum(1)
+    assert Regression().costs(output, targets).tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (5000.0, 1.0), (0.0, 1e-4)])
 def test_metrics_are_scikit_learns(columns: int, offset: float, scale: float) -> None:
