@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ckptkd.selecting.layers import forward, placed
+from lightning_ckptkd.selecting.layers import forward, input_of, placed
 from lightning_ckptkd.tasks.batch import Batch
 
 _COMPILED = "_orig_mod."  # torch.compile puts it before names, and weights have none
@@ -45,9 +45,9 @@ def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches
     """
     sums: dict[_BatchNorm, list[Any]] = {}
 
-    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
-        inputs: Tensor = args[0]
+        inputs: Tensor = input_of(args, kwargs)
         count = inputs.numel() // max(1, inputs.shape[1])
         mean, unbiased = _statistics(inputs.float(), count)
         layer.running_mean.copy_(mean)
@@ -57,7 +57,7 @@ def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches
         total[1] += len(inputs) * unbiased.double()
         total[2] += len(inputs)
 
-    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad():
             for batch in batches:

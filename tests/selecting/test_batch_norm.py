@@ -76,6 +76,18 @@ def test_a_synchronised_layer_asks_no_other_rank() -> None:
     torch.testing.assert_close(found.state_dict(), expected.state_dict())
 
 
+def test_a_layer_that_is_called_by_keyword() -> None:
+    class Named(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self:
+                x = part(input=x)
+            return x
+
+    expected, found = estimated(network(), batches()), estimated(Named(*network()), batches())
+    assert not torch.equal(expected[1].running_mean, torch.zeros(4))
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
+
+
 def test_networks_without_it_have_none() -> None:
     assert (
         batch_norms(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.BatchNorm1d(2, track_running_stats=False))) == {}
