@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.snapshots.weights import check_made
 from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.calling import call
@@ -108,6 +109,7 @@ class StudentProxy:
         Raises:
             ArgumentError: If the student can't be copied.
         """
+        check_made(self.student, "student_proxy.student")
         try:
             student = copy.deepcopy(self.student)
         except (
