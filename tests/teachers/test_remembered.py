@@ -330,6 +330,7 @@ def test_a_training_remembers_in_the_users_folder(
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder({"LIGHTNING_CKPTKD_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}) == Path("/a/b")
+    assert cache_folder({"LIGHTNING_CKPTKD_CACHE": "~/b"}) == Path.home() / "b"
     assert cache_folder({"LIGHTNING_CKPTKD_CACHE": "", "XDG_CACHE_HOME": "/c"}) is None
     assert cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/lightning_ckptkd")
     assert cache_folder({"XDG_CACHE_HOME": "relative"}) == cache_folder({})
