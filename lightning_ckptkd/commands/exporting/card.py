@@ -100,6 +100,7 @@ def _of_harvest(teachers: Sequence[Mapping[str, Any]], snapshots: str | Path) ->
     store = SnapshotStore.open(snapshots)
     hashes = {item.get("sha256") for item in teachers}
     soups = [soup for soup in store.soups if soup.sha256 in hashes]
+    taught_by = hashes & {snapshot.sha256 for snapshot in (*store.snapshots, *soups)}
     hashes |= {member.sha256 for soup in soups for member in soup.members}
     own = [snapshot for snapshot in store.snapshots if snapshot.sha256 in hashes]
     if not own:
@@ -115,9 +116,16 @@ def _of_harvest(teachers: Sequence[Mapping[str, Any]], snapshots: str | Path) ->
     selection = Selection.read(store)
     candidates = {item.sha256: item for item in selection.candidates}
     rows = [(item.epoch, item.global_step, *_scores(candidates.get(item.sha256))) for item in own]
-    words = f"Of {len(store.snapshots)} snapshots, chosen by the rule {_cell(selection.rule)}"
     samples = selection.probe.get("size")
-    lines.append(f"{words}{f' on {_cell(samples)} samples' if samples is not None else ''}.\n")
+    by = f"by the rule {_cell(selection.rule)}{f' on {_cell(samples)} samples' if samples is not None else ''}"
+    hash_of = {item.file: item.sha256 for item in (*store.snapshots, *store.soups)}
+    if {hash_of[name] for name in selection.chosen} == taught_by:
+        lines.append(f"Of {len(store.snapshots)} snapshots, chosen {by}.\n")
+    else:  # as where choice= names epochs, or the harvest was selected from again
+        words = (
+            f"Of {len(store.snapshots)} snapshots. The harvest's selection, {by}, chooses others; scores are its own."
+        )
+        lines.append(f"{words}\n")
     return [*lines, *_table(("epoch", "step", "score", "I(X;F) nats", "I(Y;F) nats", "accuracy"), rows), ""]
 
 
