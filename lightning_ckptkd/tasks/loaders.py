@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -68,6 +70,21 @@ def is_indexed(loader: Iterable[Any]) -> TypeIs[DataLoader[Any]]:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     return isinstance(loader.dataset, Sized) and loader.batch_sampler is not None
+
+
+@contextlib.contextmanager
+def looked_into(loader: Iterable[Any]) -> Iterator[Iterable[Any]]:
+    """A loader to take some batches from: its own generator and persistent workers are as they were afterwards.
+
+    Else a training that goes on would draw other numbers than one whose loader nobody looked into.
+    """
+    generator = loader.generator if isinstance(loader, DataLoader) else None
+    state = None if generator is None else generator.get_state()
+    try:
+        yield copy.copy(loader) if isinstance(loader, DataLoader) else loader  # which has workers of its own
+    finally:
+        if generator is not None and state is not None:
+            generator.set_state(state)
 
 
 def sample_indices(loader: DataLoader[Any]) -> Int[Tensor, " N"]:
