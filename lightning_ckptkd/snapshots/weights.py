@@ -164,7 +164,7 @@ def _unwrap(key: str, wrappers: Sequence[str]) -> str:
 
 
 def find_non_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity, or None."""
+    """The name of the first tensor that holds NaN or infinity, or None; minus infinity is what masks are made of."""
     return next((name for name, value in weights.items() if not _is_finite(value)), None)
 
 
@@ -174,7 +174,10 @@ def _is_finite(value: Tensor) -> bool:
         return not bool((value.view(torch.uint8) & mask == nan).any())
     if value.dtype == _ALL_FINITE or not (value.is_floating_point() or value.is_complex()):
         return True
-    return bool(torch.isfinite(value).all())
+    finite = torch.isfinite(value)
+    if value.is_floating_point() and value.itemsize > 1:
+        finite |= torch.isneginf(value)  # of an attention's mask; weights that diverge are NaN within a step
+    return bool(finite.all())
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, argument: str = "teacher") -> None:
