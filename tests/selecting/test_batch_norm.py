@@ -61,6 +61,14 @@ def test_each_sample_counts_the_same() -> None:
     torch.testing.assert_close(module[0].running_mean, torch.cat(data).mean((0, 2, 3)))
 
 
+def test_one_number_a_channel_has_no_variance() -> None:
+    data = [3 * torch.randn(size, 5) for size in (8, 8, 1)]
+    expected, found = (estimated(nn.Sequential(nn.BatchNorm1d(5)), some)[0] for some in (data[:2], data))
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
+    alone = estimated(nn.Sequential(nn.BatchNorm1d(5)), data[2:])[0]
+    assert torch.equal(alone.running_var, torch.ones(5)), "left as it was"
+
+
 def test_a_layer_whose_statistics_never_changed_is_left() -> None:
     module = estimated(network(), batches(), {"1.running_mean", "1.running_var", "1.weight"})
     assert torch.equal(module[6].running_mean, torch.zeros(5))
