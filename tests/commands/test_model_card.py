@@ -56,6 +56,9 @@ def test_a_folder_for_the_hub(harvest: Path, tmp_path: Path, capsys: pytest.Capt
     assert "| alpha | 0.5 |" in card.text and "| epoch | 0 |" in card.text
     with pytest.raises(ArgumentError, match=r"README\.md exists and is not overwritten"):
         write_model_card(tmp_path / "run.ckpt", folder)
+    with pytest.raises(ArgumentError, match=r"README\.md exists and is not overwritten"):
+        main(["export", str(tmp_path / "run.ckpt"), str(folder / "other.safetensors"), "--card", "true"])
+    assert not (folder / "other.safetensors").exists()
 
 
 def test_what_a_checkpoint_can_not_say(tmp_path: Path) -> None:

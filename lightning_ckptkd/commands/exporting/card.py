@@ -11,7 +11,7 @@ from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots import SnapshotStore
 from lightning_ckptkd.snapshots.checkpoint_file import open_checkpoint
 from lightning_ckptkd.snapshots.fields import json_safe
-from lightning_ckptkd.snapshots.folders import open_folder, run_tag
+from lightning_ckptkd.snapshots.folders import Folder, open_folder, run_tag
 from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
 
 CARD_NAME = "README.md"
@@ -53,9 +53,7 @@ def write_model_card(checkpoint: str | Path, folder: str | Path, snapshots: str 
         ArgumentError: If there is a card already, or the harvest is not the teachers'.
         SnapshotError: If the checkpoint or the harvest can't be read, or the card can't be written.
     """
-    place = open_folder(folder)
-    if place.exists(CARD_NAME):
-        raise ArgumentError(f"{place / CARD_NAME} exists and is not overwritten. Remove it, or choose another folder.")
+    place = free_place(folder)
     with open_checkpoint(Path(checkpoint).expanduser(), "exported", "give a .ckpt file of a distillation") as opened:
         names = ("hyper_parameters", "epoch", "global_step", METRICS_KEY, FILES_KEY)
         known = {name: json_safe(opened.get(name)) for name in names}
@@ -68,6 +66,18 @@ def write_model_card(checkpoint: str | Path, folder: str | Path, snapshots: str 
     place.make()
     place.write(CARD_NAME, [text.encode()], run_tag(str(folder)))
     return place / CARD_NAME
+
+
+def free_place(folder: str | Path) -> Folder:
+    """The folder of a card to be.
+
+    Raises:
+        ArgumentError: If there is a card already.
+    """
+    place = open_folder(folder)
+    if place.exists(CARD_NAME):
+        raise ArgumentError(f"{place / CARD_NAME} exists and is not overwritten. Remove it, or choose another folder.")
+    return place
 
 
 def _count(teachers: Sequence[Mapping[str, Any]]) -> str:
