@@ -34,10 +34,10 @@ class StudentProxy:
     the same augmentation, and the same random numbers of their own (dropout). So each batch is read, decoded and moved
     once, and all candidates step on it before the next one. Students whose layers give few numbers, 49,152 a batch on
     average, step as one network with stacked weights, where the optimiser is one of torch's that step weight by weight
-    and the first step shows the same loss and gradient up to rounding: 1e-4 of the largest. All others step one after
-    another, with the very results of one candidate alone. So scores of stacked students depend, in their last digits,
-    on how many step together: on the number of ranks, say. Batch hooks that look at the module's weights see those of
-    the first candidate.
+    and the first step shows the same loss, gradient and buffers up to rounding: 1e-4 of the largest. All others step
+    one after another, with the very results of one candidate alone. So scores of stacked students depend, in their
+    last digits, on how many step together: on the number of ranks, say. Batch hooks that look at the module's weights
+    see those of the first candidate.
 
     In memory are the weights of the candidates and, four times, those of their students, up to 2 GiB at once; where
     that is too little for all, the batches are read again for the next few. An interrupted proxy goes on with the
