@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -48,7 +47,7 @@ from lightning_ckptkd.snapshots import Selection, SnapshotStore
 from lightning_ckptkd.snapshots.fields import shown
 from lightning_ckptkd.snapshots.folders import Folder, open_folder
 from lightning_ckptkd.snapshots.host_copy import is_sharded
-from lightning_ckptkd.snapshots.weights import get_submodule
+from lightning_ckptkd.snapshots.weights import check_made, find_unmade, get_submodule
 from lightning_ckptkd.tasks.base import Task
 from lightning_ckptkd.tasks.calling import takes_whole
 from lightning_ckptkd.tasks.reading import BatchReader, Key
@@ -322,6 +321,7 @@ class MISelector(TakesDataOfOneName):
             loader, training = on_each_rank(loaders)
             if model is None or loader is None:
                 raise ArgumentError(self._what_is_missing(store, model))
+            check_made(model, "model")
             transfer = HookedBatches(model if whole is None else whole, datamodule)
             samples = collect_on_ranks(
                 loader, self.probe_size, self.settings.seed, self._make_reader(model), transfer, progress=progress
@@ -394,7 +394,7 @@ class MISelector(TakesDataOfOneName):
     def _try_model(self, trainer: Trainer, pl_module: LightningModule, rule: ScoringRule) -> None:
         """Find out on a few samples, before days of training, what could go wrong after them."""
         plain = is_kind(trainer.strategy, SingleDeviceStrategy, DDPStrategy)
-        if not plain or any(is_lazy(parameter) for parameter in pl_module.parameters()) or self.probe_split == "test":
+        if not plain or find_unmade(pl_module) is not None or self.probe_split == "test":
             return  # sharded or unmade weights can't be run here, and test data are not set up yet
         harvester = self._find_harvester(trainer)
         submodule = harvester.submodule if harvester is not None else None

@@ -324,3 +324,58 @@ def test_distilling_under_the_other_name(tmp_path: Path) -> None:
         trainer.fit(module, training())
     assert not isinstance(module, pytorch_lightning.LightningModule)  # anybody else may ask
     lightning.pytorch.Trainer(fast_dev_run=True, **options).fit(module, training())  # what it says to import
+
+
+class Lazy(Project):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(affine=False), nn.Linear(64, 16))
+
+
+def test_lazy_layers(tmp_path: Path) -> None:
+    """They make their weights when a batch runs: in a training by itself, of a new module before it is given."""
+    selector = MISelector(on_error="raise", num_teachers=1)
+    make_trainer(tmp_path, CheckpointHarvester(dirpath=tmp_path / "h"), selector, max_epochs=2).fit(
+        Lazy(), training(), validation()
+    )
+    assert selector.selection is not None
+    unmade = r"=Lazy: 'backbone.1.running_mean' has no shape yet.*Run a batch through the module before you give it"
+    made = Lazy()
+    made(torch.randn(4, 1, 8, 8))
+    with pytest.raises(ArgumentError, match=f"model{unmade}"):
+        MISelector(num_teachers=1).select(tmp_path / "h", Lazy(), validation(), progress=False)
+    found = MISelector(num_teachers=1).select(tmp_path / "h", made, validation(), progress=False)
+    assert found.chosen == selector.selection.chosen
+    with pytest.raises(ArgumentError, match=f"teacher{unmade}"):
+        DistillationModule(Project(), Lazy(), tmp_path / "h").setup("validate")
+    DistillationModule(Project(), made, tmp_path / "h").setup("validate")
+    with pytest.raises(ArgumentError, match=f"student_proxy.student{unmade}"):
+        StudentProxy(Lazy()).copy_student()
+
+
+class Causal(Project):
+    """Attends to earlier rows of an image only, by a mask of minus infinity that is saved with the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Linear(8, 16), nn.MultiheadAttention(16, 2, batch_first=True)
+        self.register_buffer("mask", torch.full((8, 8), -float("inf")).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.embed(x.squeeze(1))
+        rows, _ = self.attention(rows, rows, rows, attn_mask=self.mask, need_weights=False)
+        return self.classifier(rows.mean(1))
+
+
+@pytest.mark.parametrize("rule", ["loss", "full"])
+def test_masks_of_minus_infinity(tmp_path: Path, rule: str) -> None:
+    ensemble = "soup" if rule == "loss" else None
+    selector = MISelector(rule=rule, ensemble=ensemble, on_error="raise")
+    harvester = CheckpointHarvester(dirpath=tmp_path / "h")
+    make_trainer(tmp_path, harvester, selector, max_epochs=2).fit(Causal(), training(), validation())
+    assert selector.selection is not None
+    assert all(candidate.excluded is None for candidate in selector.selection.candidates)
+    student = DistillationModule(Project(), Causal(), tmp_path / "h", acceleration="none")
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(student, training(), validation())
+    assert trainer.callback_metrics["train_loss"].isfinite()

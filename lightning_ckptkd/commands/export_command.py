@@ -11,7 +11,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 from torch import nn
 
 from lightning_ckptkd.commands.export import export_network, export_student
-from lightning_ckptkd.commands.exporting.card import write_model_card
+from lightning_ckptkd.commands.exporting.card import free_place, write_model_card
 from lightning_ckptkd.commands.exporting.network import FORMATS
 from lightning_ckptkd.commands.words import options
 from lightning_ckptkd.errors import ArgumentError
@@ -69,6 +69,9 @@ def export(parser: ArgumentParser, config: Namespace) -> Any:
         raise ArgumentError(
             "checkpoint, out: give the checkpoint and the file to write: `ckptkd export RUN.ckpt STUDENT.safetensors`."
         )
+    folder = config.out.rpartition("/")[0] or "."
+    if config.card:
+        free_place(folder)  # else the student is written, and the command fails all the same
     written: Any
     if Path(config.out).suffix in FORMATS:
         from lightning_ckptkd.commands.exporting.from_config import make_student  # which imports Lightning
@@ -81,6 +84,5 @@ def export(parser: ArgumentParser, config: Namespace) -> Any:
         written = export_student(config.checkpoint, config.out)
         print(f"The student's {len(written)} tensors, as its state_dict() names them, are in {config.out}.")
     if config.card:
-        folder = config.out.rpartition("/")[0] or "."
         print(f"Its model card is {write_model_card(config.checkpoint, folder, config.snapshots)}.")
     return written

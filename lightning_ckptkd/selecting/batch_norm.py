@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ckptkd.selecting.layers import forward, placed
+from lightning_ckptkd.selecting.layers import forward, input_of, placed
 from lightning_ckptkd.tasks.batch import Batch
 
 _COMPILED = "_orig_mod."  # torch.compile puts it before names, and weights have none
@@ -35,8 +35,8 @@ def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches
     """Set running statistics to the means of those of batches; nothing else of the network changes.
 
     Each layer normalises by the batch while it is looked at, as in training, so that deeper ones see what they will
-    see. The variance is the unbiased one, as in torch. No layer is put into training mode: dropout stays off, and a
-    SyncBatchNorm asks no other rank.
+    see. The variance is the unbiased one, as in torch; a batch of one number a channel, which has none, is left out. No
+    layer is put into training mode: dropout stays off, and a SyncBatchNorm asks no other rank.
 
     Args:
         module: In eval mode.
@@ -45,19 +45,21 @@ def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches
     """
     sums: dict[_BatchNorm, list[Any]] = {}
 
-    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
-        inputs: Tensor = args[0]
+        inputs: Tensor = input_of(args, kwargs)
         count = inputs.numel() // max(1, inputs.shape[1])
-        mean, unbiased = _statistics(inputs.float(), count)
+        if count < 2:
+            return  # one number has no variance, and torch does not train on it
+        mean, unbiased = _statistics(inputs.float())
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_(unbiased * ((count - 1) / max(1, count)))
+        layer.running_var.copy_(unbiased * ((count - 1) / count))
         total = sums.setdefault(layer, [0.0, 0.0, 0])
         total[0] += len(inputs) * mean.double()
         total[1] += len(inputs) * unbiased.double()
         total[2] += len(inputs)
 
-    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad():
             for batch in batches:
@@ -71,16 +73,13 @@ def estimate_statistics(module: nn.Module, layers: Iterable[_BatchNorm], batches
             handle.remove()
 
 
-def _statistics(inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of each channel, by torch's own batch norm, several times as fast as var_mean.
 
     Args:
-        inputs: Shape (N, C, ...), float32.
-        count: Numbers a channel; of one the variance is 0.
+        inputs: Shape (N, C, ...), float32, two numbers a channel or more.
     """
     mean, variance = (inputs.new_zeros(inputs.shape[1]) for _ in range(2))
-    if count == 1:
-        return inputs.flatten(1)[0], variance
     F.batch_norm(inputs, mean, variance, training=True, momentum=1.0)
     return mean, variance
 

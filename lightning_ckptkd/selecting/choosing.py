@@ -120,10 +120,9 @@ def too_few(folder: str, wanted: int, usable: int, total: int, candidates: Seque
     reasons = "".join(
         f" {candidate.file} is excluded: {candidate.excluded}." for candidate in candidates if candidate.excluded
     )
-    return (
-        f"num_teachers={wanted}, but {folder} has {usable} usable of {total} snapshots.{reasons} "
-        f"The snapshots are kept; ask for fewer: num_teachers={max(usable, 1)} (`--num_teachers {max(usable, 1)}`)."
-    )
+    remedy = f"ask for fewer: num_teachers={usable} (`--num_teachers {usable}`)" if usable else "none of them can teach"
+    found = f"num_teachers={wanted}, but {folder} has {usable} usable of {total} snapshots."
+    return f"{found}{reasons} The snapshots are kept; {remedy}."
 
 
 def _steps(candidates: Sequence[Candidate]) -> Tensor:

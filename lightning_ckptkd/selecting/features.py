@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd.information.by_sample import sum_by_sample
-from lightning_ckptkd.selecting.layers import Layers, forward, placed
+from lightning_ckptkd.selecting.layers import Layers, forward, input_of, placed
 from lightning_ckptkd.selecting.pooling import Pooling, without_last
 from lightning_ckptkd.selecting.rows import Part, ProbeRows
 from lightning_ckptkd.tasks.outputs import get_output
@@ -84,15 +84,16 @@ def extract_features(
     logits: list[_PartLogits] = []
     caught: dict[str, Any] = {}
 
-    def catch_pooled(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        caught["pooled"] = args[0] if layers.pooled_is_input else output
+    def catch_pooled(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        caught["pooled"] = input_of(args, kwargs) if layers.pooled_is_input else output
 
     def catch_spatial(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         caught["spatial"] = output
 
     handles = []
     if layers.pooled is not None:
-        handles.append(module.get_submodule(layers.pooled).register_forward_hook(catch_pooled))
+        head = module.get_submodule(layers.pooled)
+        handles.append(head.register_forward_hook(catch_pooled, with_kwargs=True))
     if layers.spatial is not None:
         handles.append(module.get_submodule(layers.spatial).register_forward_hook(catch_spatial))
     name = type(module).__name__

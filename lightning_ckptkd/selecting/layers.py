@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +148,11 @@ def placed(module: nn.Module, batch: Batch) -> Batch:
     """A batch on a network's device, floating-point inputs in the type of its weights."""
     parameter = next(iter(module.parameters()), torch.empty(0))
     return batch.to(parameter.device).cast(parameter.dtype)
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a layer is called with, by position or by keyword, as in ``layer(input=x)``."""
+    return args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
 
 
 def is_map(output: Any) -> bool:

@@ -33,11 +33,12 @@ def log_selection(loggers: Sequence[Any], selection: Selection, folder: Folder, 
 
 
 def tabulate(selection: Selection) -> tuple[list[str], list[list[Any]]]:
-    """Columns of what is known of some snapshot, and a row for each, with whether it was chosen."""
+    """Columns of what is known of some snapshot, and a row for each, with whether it teaches, alone or in a soup."""
     names = [
         field.name
         for field in fields(Candidate)
         if field.name not in _LEFT_OUT and any(getattr(item, field.name) is not None for item in selection.candidates)
     ]
-    rows = [[*(getattr(item, name) for name in names), item.file in selection.chosen] for item in selection.candidates]
+    teach = selection.taught_by
+    rows = [[*(getattr(item, name) for name in names), item.file in teach] for item in selection.candidates]
     return [*names, "chosen"], rows

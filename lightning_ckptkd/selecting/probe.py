@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lightning_ckptkd.errors import ArgumentError
 from lightning_ckptkd.tasks.batch import Batch, join, tensors_in
-from lightning_ckptkd.tasks.loaders import batches_of, is_indexed, load_samples, sample_indices
+from lightning_ckptkd.tasks.loaders import batches_of, is_indexed, load_samples, looked_into, sample_indices
 from lightning_ckptkd.tasks.reading import BatchReader
 from lightning_ckptkd.trainer.ranks import current_rank, num_ranks, on_all_ranks, on_each_rank
 
@@ -143,7 +143,8 @@ def first_samples(
         drawn = drawn_samples(loader, size, seed)  # in the order of the dataset, which may be that of the classes
         spread = drawn[:: max(1, len(drawn) // (2 * count))][: 2 * count]
         batches = load_samples(loader, spread, count, num_workers=0)
-    read = [_read(raw, count, reader, transfer) for raw in itertools.islice(batches_of(batches), 2)]
+    with looked_into(batches) as some:
+        read = [_read(raw, count, reader, transfer) for raw in itertools.islice(batches_of(some), 2)]
     return _joined(read) if read else None
 
 

@@ -252,11 +252,18 @@ def _stacked(
             warnings.simplefilter("error")
             found = tried.losses(batch, targets)
             torch.autograd.backward(found)
+            last = tried.take(count - 1)  # fails where a network keeps an output, which is all students' here
     except REFUSALS:
         return None
     alone = [parameter.grad for parameter in one.parameters() if parameter.grad is not None]
     same = are_close([found[-1]], losses, _TOLERANCE) and are_close(tried.gradients(count - 1), alone, _TOLERANCE)
-    return students if same else None
+    return students if same and _has_buffers_of(last, one) else None
+
+
+def _has_buffers_of(student: nn.Module, other: nn.Module) -> bool:
+    """Whether buffers are the same up to rounding: a stack loses what is assigned to one, as in ``self.m = x``."""
+    pairs = zip(student.buffers(), other.buffers(), strict=True)
+    return all(torch.equal(mine, theirs) or are_close([mine], [theirs], _TOLERANCE) for mine, theirs in pairs)
 
 
 def _make_stack(count: int, proxy: StudentProxy, loss: ProxyLoss, device: torch.device | str) -> StackedStudents:

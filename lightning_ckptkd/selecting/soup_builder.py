@@ -208,15 +208,16 @@ class SoupBuilder:
     def _statistics_batches(self) -> list[Batch]:
         if self._batches is None:
             count, rows = self._soup.batch_norm_samples, self._scorer.rows
+            size = max(2, self._batch_size)  # of vectors, one sample has no variance
             if self._data is None:
                 rank_zero_warn(
                     "ensemble='soup': there are no training data, so BatchNorm statistics of the soup are those of the "
                     "probe samples, on which it is judged as well. Give a train= dataloader, or a datamodule that has "
                     "one."
                 )
-                self._batches = list(split(rows.probe.batches, self._batch_size))
+                self._batches = list(split(rows.probe.batches, size))
             else:
-                drawn = self._data.samples(count, min(self._batch_size, count), self._seed)
+                drawn = self._data.samples(count, min(size, count), self._seed)
                 self._batches = [batch.detached() for batch in drawn]
             self._statistics = {
                 "samples": sum(map(len, self._batches)),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_ckptkd.checks import check_types
 from lightning_ckptkd.errors import ArgumentError
+from lightning_ckptkd.snapshots.weights import check_made
 from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.batch import Batch
 from lightning_ckptkd.tasks.calling import call
@@ -33,10 +34,10 @@ class StudentProxy:
     the same augmentation, and the same random numbers of their own (dropout). So each batch is read, decoded and moved
     once, and all candidates step on it before the next one. Students whose layers give few numbers, 49,152 a batch on
     average, step as one network with stacked weights, where the optimiser is one of torch's that step weight by weight
-    and the first step shows the same loss and gradient up to rounding: 1e-4 of the largest. All others step one after
-    another, with the very results of one candidate alone. So scores of stacked students depend, in their last digits,
-    on how many step together: on the number of ranks, say. Batch hooks that look at the module's weights see those of
-    the first candidate.
+    and the first step shows the same loss, gradient and buffers up to rounding: 1e-4 of the largest. All others step
+    one after another, with the very results of one candidate alone. So scores of stacked students depend, in their
+    last digits, on how many step together: on the number of ranks, say. Batch hooks that look at the module's weights
+    see those of the first candidate.
 
     In memory are the weights of the candidates and, four times, those of their students, up to 2 GiB at once; where
     that is too little for all, the batches are read again for the next few. An interrupted proxy goes on with the
@@ -108,6 +109,7 @@ class StudentProxy:
         Raises:
             ArgumentError: If the student can't be copied.
         """
+        check_made(self.student, "student_proxy.student")
         try:
             student = copy.deepcopy(self.student)
         except (

@@ -174,6 +174,10 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
         known = " at the earliest" if later else ""
         fallen = f"over-fitted after {course.names[until]}{known}: " if until < len(course.names) - 1 else ""
         return Worth(lacks, error, True, f"{fallen}{last} lacks {shown}{many} of {course.taught_by}")
+    if -lacks > max(course.most * error, LEAST_NATS):
+        return Worth(
+            lacks, error, False, f"nothing gained by the choice: {last} has {_number(-lacks, error)} nats more"
+        )
     if not sure and course.most * error > COARSE_NATS:
         enough = 100 * math.ceil(size * (course.most * error / COARSE_NATS) ** 2 / 100)
         how = f"lacks {shown} of" if lacks >= 0 else f"has {_number(-lacks, error)} nats more than"
@@ -183,10 +187,6 @@ def _in_nats(course: _Course, last: str, size: int) -> Worth:
             None,
             f"it can't be said whether the choice matters: {last} {how} {course.taught_by}, and on {size} "
             f"probe samples a loss of {COARSE_NATS} nats would not be seen; about {enough} would show it",
-        )
-    if -lacks > max(course.most * error, LEAST_NATS):
-        return Worth(
-            lacks, error, False, f"nothing gained by the choice: {last} has {_number(-lacks, error)} nats more"
         )
     for least, within in ((0.0, "their errors"), (LEAST_NATS, f"{LEAST_NATS} nats")):
         since = course.level_since(least)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError, near_names
 from lightning_ckptkd.snapshots.fields import shown
@@ -51,6 +52,26 @@ def get_submodule(module: nn.Module, path: str | None, argument: str) -> nn.Modu
         raise ArgumentError(
             f"{argument}={path!r}: {type(module).__name__} has no module of that name. Near names: {near}."
         ) from None
+
+
+def find_unmade(module: nn.Module) -> str | None:
+    """The name of a parameter or buffer of a lazy layer that has not run yet, or None."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return next((name for name, value in named if is_lazy(value)), None)
+
+
+def check_made(module: nn.Module, argument: str) -> None:
+    """Check that each weight of a module has a shape.
+
+    Raises:
+        ArgumentError: If a lazy layer has not run yet; names ``argument`` and the weight.
+    """
+    name = find_unmade(module)
+    if name is not None:
+        raise ArgumentError(
+            f"{argument}={type(module).__name__}: {name!r} has no shape yet, since a lazy layer makes its weights when "
+            "it first runs. Run a batch through the module before you give it, or in its __init__."
+        )
 
 
 def harvested_part(module: nn.Module, submodule: object, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -143,7 +164,7 @@ def _unwrap(key: str, wrappers: Sequence[str]) -> str:
 
 
 def find_non_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity, or None."""
+    """The name of the first tensor that holds NaN or infinity, or None; minus infinity is what masks are made of."""
     return next((name for name, value in weights.items() if not _is_finite(value)), None)
 
 
@@ -153,7 +174,10 @@ def _is_finite(value: Tensor) -> bool:
         return not bool((value.view(torch.uint8) & mask == nan).any())
     if value.dtype == _ALL_FINITE or not (value.is_floating_point() or value.is_complex()):
         return True
-    return bool(torch.isfinite(value).all())
+    finite = torch.isfinite(value)
+    if value.is_floating_point() and value.itemsize > 1:
+        finite |= torch.isneginf(value)  # of an attention's mask; weights that diverge are NaN within a step
+    return bool(finite.all())
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, argument: str = "teacher") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -70,6 +72,21 @@ def is_indexed(loader: Iterable[Any]) -> TypeIs[DataLoader[Any]]:
     return isinstance(loader.dataset, Sized) and loader.batch_sampler is not None
 
 
+@contextlib.contextmanager
+def looked_into(loader: Iterable[Any]) -> Iterator[Iterable[Any]]:
+    """A loader to take some batches from: its own generator and persistent workers are as they were afterwards.
+
+    Else a training that goes on would draw other numbers than one whose loader nobody looked into.
+    """
+    generator = loader.generator if isinstance(loader, DataLoader) else None
+    state = None if generator is None else generator.get_state()
+    try:
+        yield copy.copy(loader) if isinstance(loader, DataLoader) else loader  # which has workers of its own
+    finally:
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
+
 def sample_indices(loader: DataLoader[Any]) -> Int[Tensor, " N"]:
     """Which samples the loader stands for, in order: all, unless its sampler picks some of them (a split, say).
 
@@ -88,7 +105,7 @@ def sample_indices(loader: DataLoader[Any]) -> Int[Tensor, " N"]:
         wrapped: Any = sampler.dataset
         sampler = wrapped._sampler
     if loader.batch_size is None:  # a batch sampler of the user's own
-        return _seen(loader.batch_sampler, size, batches=True)
+        return _seen(_copied(loader.batch_sampler, dataset), size, batches=True)
     if isinstance(sampler, SubsetRandomSampler):
         return torch.tensor(sorted(set(sampler.indices)), dtype=torch.long)
     if isinstance(sampler, WeightedRandomSampler):
@@ -97,7 +114,7 @@ def sample_indices(loader: DataLoader[Any]) -> Int[Tensor, " N"]:
         return torch.arange(size)
     if type(sampler).__iter__ in (SequentialSampler.__iter__, RandomSampler.__iter__):
         return torch.arange(min(size, len(sampler.data_source)))  # type: ignore[attr-defined]
-    return _seen(sampler, size)
+    return _seen(_copied(sampler, dataset), size)
 
 
 def load_samples(
@@ -120,6 +137,18 @@ def load_samples(
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if num_workers is None else None,
     )
+
+
+def _copied(sampler: Any, dataset: Any) -> Any:
+    """A copy, so that a sampler with a generator or a counter of its own goes on as if nobody had asked it."""
+    shared: dict[int, Any] = {}
+    while dataset is not None and id(dataset) not in shared:  # of a subset what it is of, too
+        shared[id(dataset)] = dataset
+        dataset = getattr(dataset, "dataset", None)
+    try:
+        return copy.deepcopy(sampler, shared)
+    except Exception:  # of the user's own class, whatever it is: one that can't be copied is asked itself
+        return sampler
 
 
 def _seen(sampler: Any, size: int, *, batches: bool = False) -> Tensor:

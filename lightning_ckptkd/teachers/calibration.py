@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -138,7 +139,7 @@ def calibrate(
         known = TeacherPath(folded=True, **dict.fromkeys(halves[:1], True))
     wanted = known if remembered is None else remembered.path
     origin, spent = "found", ""
-    if wanted is not None and trial.follow(wanted):
+    if wanted is not None and trial.follow(_allowed(wanted, halves)):
         origin = "known, checked"
         if remembered is not None and memory is not None:
             origin, trial.seconds = f"remembered in {memory.file}, checked", remembered.seconds
@@ -157,3 +158,8 @@ def calibrate(
     origin = f"{origin} in {time.perf_counter() - start:.2f} s{spent}"
     seconds = trial.seconds if trial.compiled_seconds is None else trial.compiled_seconds
     return Calibration(ensemble.path, seconds, trial.logits, origin, trial.difference(), tuple(left_out))
+
+
+def _allowed(path: TeacherPath, halves: Sequence[str]) -> TeacherPath:
+    """A path without the half precisions that are not allowed here, as in a run that is resumed with other options."""
+    return replace(path, **{name: name in halves and getattr(path, name) for name in HALVES})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
-from lightning_ckptkd.snapshots.weights import find_non_finite, harvested_part, load_into, select_weights
+from lightning_ckptkd.snapshots.weights import check_made, find_non_finite, harvested_part, load_into, select_weights
 from lightning_ckptkd.tasks.alone import detach
 from lightning_ckptkd.tasks.batch import Batch, tensors_in
 from lightning_ckptkd.tasks.calling import call, takes_whole
@@ -97,6 +97,7 @@ class TeacherEnsemble:
             logits_key: Where the logits are in a teacher's output.
 
         Raises:
+            ArgumentError: If ``teacher`` has lazy layers that have not run yet.
             SnapshotError: If a file is missing, damaged or hostile.
             TeacherError: If a snapshot does not fit ``teacher``, or holds NaN or infinity.
         """
@@ -286,6 +287,7 @@ def _shapes(batch: Batch) -> list[torch.Size]:
 
 def _copy(teacher: nn.Module) -> nn.Module:
     """A deep copy that runs alone; a LightningModule's Trainer, with its data and loops, is left behind."""
+    check_made(teacher, "teacher")
     memo: dict[int, Any] = {}
     for part in teacher.modules():
         if is_kind(part, LightningModule) and part._trainer is not None:

@@ -121,15 +121,14 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
 
     ``LIGHTNING_CKPTKD_CACHE`` names it (empty: none); else it is in ``XDG_CACHE_HOME`` or the platform's own place.
     """
-    own = environment.get(CACHE_VARIABLE)
-    if own is not None:
-        return Path(own) if own else None
-    given = environment.get("XDG_CACHE_HOME", "")
-    if Path(given).is_absolute():  # else it is to be ignored, as its specification has it
-        return Path(given) / "lightning_ckptkd"
+    own, given = environment.get(CACHE_VARIABLE), environment.get("XDG_CACHE_HOME", "")
     try:
+        if own is not None:
+            return Path(own).expanduser() if own else None
+        if Path(given).is_absolute():  # else it is to be ignored, as its specification has it
+            return Path(given) / "lightning_ckptkd"
         home = Path.home()
-    except RuntimeError:
+    except RuntimeError:  # nobody knows where that is
         return None
     if sys.platform == "win32":
         return Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local") / "lightning_ckptkd"

@@ -189,6 +189,10 @@ def noisy(x: Tensor) -> Tensor:
     return x + torch.randn_like(x)
 
 
+def by_the_batch(x: Tensor) -> Tensor:
+    return nn.functional.batch_norm(x.flatten(1), None, None, training=True)  # torch refuses one sample
+
+
 @pytest.mark.parametrize(
     ("change", "suffix", "message"),
     [
@@ -208,6 +212,11 @@ def noisy(x: Tensor) -> Tensor:
             noisy,
             ".onnx",
             r"As \.onnx the student's outputs differ by .*it was not written.*let it not do so in eval mode",
+        ),
+        (
+            by_the_batch,
+            ".pt2",
+            r"Changed can't run on a batch of 1: Expected more than 1 value per channel.*\.safetensors and \.pt, which",
         ),
     ],
 )

@@ -56,6 +56,9 @@ def test_a_folder_for_the_hub(harvest: Path, tmp_path: Path, capsys: pytest.Capt
     assert "| alpha | 0.5 |" in card.text and "| epoch | 0 |" in card.text
     with pytest.raises(ArgumentError, match=r"README\.md exists and is not overwritten"):
         write_model_card(tmp_path / "run.ckpt", folder)
+    with pytest.raises(ArgumentError, match=r"README\.md exists and is not overwritten"):
+        main(["export", str(tmp_path / "run.ckpt"), str(folder / "other.safetensors"), "--card", "true"])
+    assert not (folder / "other.safetensors").exists()
 
 
 def test_what_a_checkpoint_can_not_say(tmp_path: Path) -> None:
@@ -98,3 +101,16 @@ def test_a_soup_is_told_by_its_members(tmp_path: Path) -> None:
     members = {member["epoch"] for member in found.soup["members"]}
     rows = {epoch for epoch in range(4) if f"\n| {epoch} | {10 * (epoch + 1)} |" in text}
     assert rows == members and teacher["sha256"] in text
+
+
+def test_teachers_that_the_selection_does_not_choose(harvest: Path, tmp_path: Path) -> None:
+    """Named by choice=, or chosen before the harvest was selected from again: the card does not say it chose them."""
+    found = MISelector(rule="accuracy", num_teachers=2).select(harvest, Project(), DigitsData().val_dataloader())
+    others = [item for item in SnapshotStore.open(harvest).snapshots if item.file not in found.chosen]
+    for name, items in (("others", others), ("one", others[:1])):
+        teachers = [{"file": item.file, "sha256": item.sha256} for item in items]
+        content = {"state_dict": {"student.weight": torch.ones(2)}, "lightning_ckptkd_teachers": teachers}
+        torch.save(content, tmp_path / "run.ckpt")
+        text = Path(write_model_card(tmp_path / "run.ckpt", tmp_path / name, harvest)).read_text()
+        assert "The harvest's selection, by the rule accuracy on 200 samples, chooses others" in text
+        assert "chosen by" not in text and f"| {items[0].epoch} | {items[0].global_step} |" in text

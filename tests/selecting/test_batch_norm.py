@@ -61,6 +61,14 @@ def test_each_sample_counts_the_same() -> None:
     torch.testing.assert_close(module[0].running_mean, torch.cat(data).mean((0, 2, 3)))
 
 
+def test_one_number_a_channel_has_no_variance() -> None:
+    data = [3 * torch.randn(size, 5) for size in (8, 8, 1)]
+    expected, found = (estimated(nn.Sequential(nn.BatchNorm1d(5)), some)[0] for some in (data[:2], data))
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
+    alone = estimated(nn.Sequential(nn.BatchNorm1d(5)), data[2:])[0]
+    assert torch.equal(alone.running_var, torch.ones(5)), "left as it was"
+
+
 def test_a_layer_whose_statistics_never_changed_is_left() -> None:
     module = estimated(network(), batches(), {"1.running_mean", "1.running_var", "1.weight"})
     assert torch.equal(module[6].running_mean, torch.zeros(5))
@@ -73,6 +81,18 @@ def test_a_synchronised_layer_asks_no_other_rank() -> None:
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
     assert isinstance(synchronised[1], nn.SyncBatchNorm)
     expected, found = estimated(plain, batches()), estimated(synchronised, batches())
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
+
+
+def test_a_layer_that_is_called_by_keyword() -> None:
+    class Named(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self:
+                x = part(input=x)
+            return x
+
+    expected, found = estimated(network(), batches()), estimated(Named(*network()), batches())
+    assert not torch.equal(expected[1].running_mean, torch.zeros(4))
     torch.testing.assert_close(found.state_dict(), expected.state_dict())
 
 

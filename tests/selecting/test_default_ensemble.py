@@ -129,6 +129,9 @@ def test_a_soup_that_nobody_asked_for_costs_no_choice(around_normed: Path, tmp_p
         select(folder, normed(), Fails(), ensemble="soup")
     made = select(folder, normed(), DataLoader(digits(0, 300), 50))
     assert made.soup["taken"] and made.soup["batch_norm"]["of"] == "training"
+    one_at_a_time = MISelector(rule="loss", ensemble=Soup(candidates=2), batch_size=1)
+    by_one = one_at_a_time.select(folder, normed(), probe(60), DataLoader(digits(0, 60), 50), progress=False)
+    assert by_one.soup["steps"][0]["information"] > 1, "one sample has no variance: statistics are of two at a time"
 
 
 def test_a_training_that_holds_the_harvest_costs_no_choice(harvested: Path) -> None:

@@ -180,6 +180,19 @@ def test_hooks_are_gone_afterwards() -> None:
     assert not any(module._forward_hooks for module in project.modules())
 
 
+def test_a_head_that_is_called_by_keyword() -> None:
+    class Named(Project):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(input=self.backbone(x))
+            return logits
+
+    project, named = Project().eval(), Named().eval()
+    named.load_state_dict(project.state_dict())
+    found, expected = (extract(network, X, find(network, X)) for network in (named, project))
+    assert found.pooled is not None and expected.pooled is not None
+    assert torch.equal(found.pooled, expected.pooled)
+
+
 def test_logits_alone_need_no_linear_layer() -> None:
     network = nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     layers = find(network, X, None, need_spatial=False, need_layer=False)

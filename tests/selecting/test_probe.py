@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -113,6 +114,28 @@ def test_first_samples() -> None:
     assert torch.equal(inputs(first), data().tensors[0][drawn[::6][:16]])
     assert torch.equal(inputs(collect_probe(DataLoader(data(), 64), 100, seed=3))[::6][:16], inputs(first))
     assert first_samples([], 100, 0, 8, BatchReader()) is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_look_into_a_stream_leaves_no_trace(workers: int) -> None:
+    """What is drawn after it is what would have been: from the loader's own generator, and from the global one."""
+
+    def drawn(*, looked: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        own = DataLoader(Stream(), 16, generator=generator)
+        kept = DataLoader(Stream(), 16, num_workers=workers, persistent_workers=workers > 0)
+        if looked:
+            with isolate_rng():
+                assert all(first_samples(loader, 100, 0, 8, BatchReader()) is not None for loader in (own, kept))
+        next(iter(own))
+        next(iter(kept))
+        return torch.rand(2, generator=generator), torch.rand(2)
+
+    torch.manual_seed(0)
+    expected = drawn(looked=False)
+    torch.manual_seed(0)
+    found = drawn(looked=True)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 def test_what_is_known_of_a_probe_without_loading_it() -> None:

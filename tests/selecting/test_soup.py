@@ -26,6 +26,7 @@ from lightning_ckptkd import (
     StudentProxy,
     TeacherError,
 )
+from lightning_ckptkd.selecting.logged import tabulate
 from lightning_ckptkd.selecting.rules import Loss, RowRule
 from lightning_ckptkd.selecting.soup_builder import SoupBuilder
 from lightning_ckptkd.snapshots import Selection
@@ -134,6 +135,9 @@ def test_noise_around_an_optimum_is_averaged_out(
         cost = F.cross_entropy(model(images).detach().double(), labels)
         assert soup["information"] == pytest.approx(float(entropy - cost), rel=1e-5)
     assert made.recipe["weights"] == pytest.approx([1 / len(members)] * len(members))
+    header, rows = tabulate(selection)  # for the run's loggers
+    told = [dict(zip(header, row, strict=True)) for row in rows]
+    assert {row["file"] for row in told if row["chosen"]} == {member.file for member in made.members}
     printed = capsys.readouterr().out
     assert f"soup ({kind}): one network, the mean of epochs" in printed
     assert printed.count("| chosen |") == len(members)

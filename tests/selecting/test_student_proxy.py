@@ -466,6 +466,24 @@ class Recurrent(nn.Module):
         return self.linear(self.lstm(x.flatten(1).unflatten(1, (8, 8)))[0][:, -1])
 
 
+class Centred(nn.Module):
+    """Keeps a running mean of its outputs and assigns it anew: to a buffer, or to an attribute that is none."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        if buffer:
+            self.register_buffer("mean", torch.zeros(10))
+        else:
+            self.mean = torch.zeros(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x.flatten(1))
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
 @pytest.mark.parametrize(
     ("student", "optimizer"),
     [
@@ -474,8 +492,10 @@ class Recurrent(nn.Module):
         (Peeking, OPTIMIZERS["SGD"]),
         (Recurrent, OPTIMIZERS["SGD"]),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 20000), nn.Linear(20000, 10)), OPTIMIZERS["SGD"]),
+        (lambda: Centred(buffer=True), OPTIMIZERS["SGD"]),
+        (lambda: Centred(buffer=False), OPTIMIZERS["SGD"]),
     ],
-    ids=["norms", "closure", "control flow", "recurrent", "wide"],
+    ids=["norms", "closure", "control flow", "recurrent", "wide", "assigned buffer", "kept output"],
 )
 def test_what_is_not_stacked(student: Callable[[], nn.Module], optimizer: Any) -> None:
     batch = next(noisy_batches(1))

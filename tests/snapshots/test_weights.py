@@ -64,6 +64,9 @@ def test_find_non_finite() -> None:
     assert find_non_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}) == "b"
     assert find_non_finite({"b": torch.tensor([1.0, float("inf")]).bfloat16()}) == "b"
     assert find_non_finite({"c": torch.tensor([complex(0, float("nan"))])}) == "c"
+    mask = torch.full((3, 3), -float("inf")).triu(1)
+    assert find_non_finite({"mask": mask, "half": mask.bfloat16()}) is None, "a causal mask is no broken weight"
+    assert find_non_finite({"a": torch.tensor([-float("inf"), float("nan")])}) == "a"
 
 
 @pytest.mark.parametrize(

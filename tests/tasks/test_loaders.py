@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch.utilities
+import numpy
 import pytest
 import pytorch_lightning.utilities
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -127,6 +129,31 @@ def test_each_rank_draws_the_same_of_an_endless_sampler_that_leaves_some_out() -
         torch.manual_seed(seed)
         found.append(sample_indices(DataLoader(SAMPLES, sampler=Rare())).tolist())
     assert found[0] == found[1]
+
+
+class Seeded(Sampler[int]):
+    """Draws from a generator of its own; its copy must not copy the data."""
+
+    def __init__(self, data: Any) -> None:
+        self.data, self.generator = data, numpy.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.generator.permutation(20).tolist())
+
+
+class Uncopied(list[int]):
+    def __deepcopy__(self, memo: Any) -> None:
+        raise TypeError("too large")
+
+
+def test_a_sampler_with_a_generator_of_its_own_goes_on_as_if_it_was_not_asked() -> None:
+    samples = Uncopied(range(20))
+    sampler, other = Seeded(samples), Seeded(samples)
+    for asked in (DataLoader(samples, sampler=sampler), DataLoader(Subset(samples, range(20)), sampler=sampler)):
+        assert sample_indices(asked).tolist() == list(range(20))
+    batches = BatchSampler(sampler, 3, drop_last=False)
+    assert sample_indices(DataLoader(samples, batch_sampler=batches)).tolist() == list(range(20))
+    assert list(sampler) == list(other)
 
 
 def test_a_sampler_that_gives_no_indices() -> None:

@@ -291,6 +291,21 @@ def test_half_precision_without_instructions(timed: list[TeacherPath], monkeypat
     assert found.describe(teachers).endswith("; not tried for lack of instructions: bf16, fp16")
 
 
+def test_half_precision_that_is_no_longer_allowed(
+    tmp_path: Path, timed: list[TeacherPath], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a resumed run nor the file brings back what the options do not allow."""
+    monkeypatch.setattr(calibration, "has_instructions", lambda device, dtype: True)
+    before = replace(LAST, bf16=True)
+    teachers, kept = ensemble(), ensemble()
+    assert calibrate(kept, X, Acceleration(bf16=True), known=before).path == before
+    assert calibrate(teachers, X, known=before).path == teachers.path == LAST
+    own = memory(tmp_path, ensemble())
+    assert own.write(KnownWay(before, None))
+    assert calibrate(ensemble(), X, memory=own).path == LAST
+    assert timed == []
+
+
 def test_a_training_remembers_in_the_users_folder(
     tmp_path: Path, harvest: Path, timed: list[TeacherPath], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +330,7 @@ def test_a_training_remembers_in_the_users_folder(
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder({"LIGHTNING_CKPTKD_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}) == Path("/a/b")
+    assert cache_folder({"LIGHTNING_CKPTKD_CACHE": "~/b"}) == Path.home() / "b"
     assert cache_folder({"LIGHTNING_CKPTKD_CACHE": "", "XDG_CACHE_HOME": "/c"}) is None
     assert cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/lightning_ckptkd")
     assert cache_folder({"XDG_CACHE_HOME": "relative"}) == cache_folder({})

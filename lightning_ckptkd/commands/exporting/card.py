@@ -11,7 +11,7 @@ from lightning_ckptkd.errors import ArgumentError, SnapshotError
 from lightning_ckptkd.snapshots import SnapshotStore
 from lightning_ckptkd.snapshots.checkpoint_file import open_checkpoint
 from lightning_ckptkd.snapshots.fields import json_safe
-from lightning_ckptkd.snapshots.folders import open_folder, run_tag
+from lightning_ckptkd.snapshots.folders import Folder, open_folder, run_tag
 from lightning_ckptkd.snapshots.selection import SELECTION_NAME, Candidate, Selection
 
 CARD_NAME = "README.md"
@@ -53,9 +53,7 @@ def write_model_card(checkpoint: str | Path, folder: str | Path, snapshots: str 
         ArgumentError: If there is a card already, or the harvest is not the teachers'.
         SnapshotError: If the checkpoint or the harvest can't be read, or the card can't be written.
     """
-    place = open_folder(folder)
-    if place.exists(CARD_NAME):
-        raise ArgumentError(f"{place / CARD_NAME} exists and is not overwritten. Remove it, or choose another folder.")
+    place = free_place(folder)
     with open_checkpoint(Path(checkpoint).expanduser(), "exported", "give a .ckpt file of a distillation") as opened:
         names = ("hyper_parameters", "epoch", "global_step", METRICS_KEY, FILES_KEY)
         known = {name: json_safe(opened.get(name)) for name in names}
@@ -68,6 +66,18 @@ def write_model_card(checkpoint: str | Path, folder: str | Path, snapshots: str 
     place.make()
     place.write(CARD_NAME, [text.encode()], run_tag(str(folder)))
     return place / CARD_NAME
+
+
+def free_place(folder: str | Path) -> Folder:
+    """The folder of a card to be.
+
+    Raises:
+        ArgumentError: If there is a card already.
+    """
+    place = open_folder(folder)
+    if place.exists(CARD_NAME):
+        raise ArgumentError(f"{place / CARD_NAME} exists and is not overwritten. Remove it, or choose another folder.")
+    return place
 
 
 def _count(teachers: Sequence[Mapping[str, Any]]) -> str:
@@ -100,6 +110,7 @@ def _of_harvest(teachers: Sequence[Mapping[str, Any]], snapshots: str | Path) ->
     store = SnapshotStore.open(snapshots)
     hashes = {item.get("sha256") for item in teachers}
     soups = [soup for soup in store.soups if soup.sha256 in hashes]
+    taught_by = hashes & {snapshot.sha256 for snapshot in (*store.snapshots, *soups)}
     hashes |= {member.sha256 for soup in soups for member in soup.members}
     own = [snapshot for snapshot in store.snapshots if snapshot.sha256 in hashes]
     if not own:
@@ -115,9 +126,16 @@ def _of_harvest(teachers: Sequence[Mapping[str, Any]], snapshots: str | Path) ->
     selection = Selection.read(store)
     candidates = {item.sha256: item for item in selection.candidates}
     rows = [(item.epoch, item.global_step, *_scores(candidates.get(item.sha256))) for item in own]
-    words = f"Of {len(store.snapshots)} snapshots, chosen by the rule {_cell(selection.rule)}"
     samples = selection.probe.get("size")
-    lines.append(f"{words}{f' on {_cell(samples)} samples' if samples is not None else ''}.\n")
+    by = f"by the rule {_cell(selection.rule)}{f' on {_cell(samples)} samples' if samples is not None else ''}"
+    hash_of = {item.file: item.sha256 for item in (*store.snapshots, *store.soups)}
+    if {hash_of[name] for name in selection.chosen} == taught_by:
+        lines.append(f"Of {len(store.snapshots)} snapshots, chosen {by}.\n")
+    else:  # as where choice= names epochs, or the harvest was selected from again
+        words = (
+            f"Of {len(store.snapshots)} snapshots. The harvest's selection, {by}, chooses others; scores are its own."
+        )
+        lines.append(f"{words}\n")
     return [*lines, *_table(("epoch", "step", "score", "I(X;F) nats", "I(Y;F) nats", "accuracy"), rows), ""]
 
 

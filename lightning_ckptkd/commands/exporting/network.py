@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_ckptkd.commands.exporting.onnx_file import OnnxFile
 from lightning_ckptkd.commands.exporting.program_file import ProgramFile
-from lightning_ckptkd.commands.exporting.tracing import Call, find_call, in_eval_mode, logits_alone, trace
+from lightning_ckptkd.commands.exporting.tracing import Call, find_call, first_line, in_eval_mode, logits_alone, trace
 from lightning_ckptkd.errors import ArgumentError, CkptKDError
 from lightning_ckptkd.snapshots.folders import Folder, run_tag
 from lightning_ckptkd.tasks.alone import alone
@@ -105,8 +105,7 @@ def _check(
     difference = largest = 0.0
     for call in tried:
         with torch.no_grad():
-            expected = network(*call.args, **call.kwargs)
-            found = kind.run(path, call)
+            expected, found = _run(network, call), kind.run(path, call)
         if found.shape != expected.shape:
             raise ArgumentError(
                 f"A batch of {call.size} gives {tuple(found.shape)} as {kind.suffix}, and {tuple(expected.shape)} as "
@@ -124,6 +123,19 @@ def _check(
     files = tuple(folder / file.name for file in sorted(path.parent.iterdir()))
     sizes = tuple(call.size for call in tried)
     return Program(files, words, _describe(calls), difference, largest, tuple(sorted(set(sizes))))
+
+
+def _run(network: nn.Module, call: Call) -> Tensor:
+    try:
+        logits: Tensor = network(*call.args, **call.kwargs)
+    except CkptKDError:
+        raise
+    except Exception as error:  # of the network, whatever it is
+        raise ArgumentError(
+            f"The student {type(network).__name__} can't run on a batch of {call.size}: {first_line(error)}. A program "
+            "takes a batch of any size; .safetensors and .pt, which hold the weights, can be written in any case."
+        ) from error
+    return logits
 
 
 def _describe(calls: list[Call]) -> str:
