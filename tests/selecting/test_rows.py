@@ -80,6 +80,11 @@ def test_a_draw_is_the_same_whatever_the_other_samples_are() -> None:
     assert torch.equal(draw_rows(samples, 30, seed=1), torch.arange(150))
 
 
+def test_samples_have_draws_of_their_own() -> None:
+    rows = draw_rows(torch.arange(4).repeat_interleave(1000), 10, 0).view(4, 10) % 1000
+    assert len({tuple(drawn) for drawn in rows.tolist()}) == 4
+
+
 def test_hits_are_counted_on_all_pixels_and_logits_kept_of_some() -> None:
     rows = of_pixels(side=32)
     network = Segmenter().eval()

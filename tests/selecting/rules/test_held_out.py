@@ -4,9 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_ckptkd import MISelector, SnapshotStore
+from lightning_ckptkd.selecting.features import extract_features
+from lightning_ckptkd.selecting.layers import Layers
+from lightning_ckptkd.selecting.probe import Probe
+from lightning_ckptkd.selecting.rows import ProbeRows
+from lightning_ckptkd.selecting.rules import Loss
+from lightning_ckptkd.tasks import Regression
+from lightning_ckptkd.tasks.batch import Batch
 from tests.projects import Project, digits
 
 
@@ -27,6 +36,15 @@ def test_loss_is_the_label_entropy_less_the_cross_entropy(harvest: Path, capsys:
     assert selection.chosen == (best.file,)
     table = capsys.readouterr().out
     assert "H(Y) - CE nats" in table and "I(X;F)" not in table
+
+
+def test_the_loss_of_numbers_is_the_squared_error_below_zero() -> None:
+    images, targets = torch.randn(40, 3), torch.randn(40, 2)
+    rows = ProbeRows.of(Probe((Batch(images, targets),)), Regression(), 2, 16, 0)
+    network = nn.Linear(3, 2).eval()
+    features = extract_features(network, rows, Layers(None, False, None))
+    squares = ((network(images) - targets).detach().double().numpy() ** 2).sum(1)
+    assert Loss().measure(features, rows).value == pytest.approx(-squares.mean(), rel=1e-6)
 
 
 def test_over_confidence_counts_and_for_the_fitted_head_it_does_not(harvest: Path) -> None:
