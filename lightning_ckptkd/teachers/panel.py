@@ -24,12 +24,14 @@ from lightning_ckptkd.teachers.feature_matching import FeatureMatching
 from lightning_ckptkd.teachers.loading import check_same_teachers, load_teachers, pair_harvests
 from lightning_ckptkd.teachers.logit_checks import check_finite, pick
 from lightning_ckptkd.teachers.remembered import WayMemory, way_key
+from lightning_ckptkd.teachers.scales import resumed_scales
 from lightning_ckptkd.teachers.schedules import AllTeachers, Route, TeacherSchedule
 from lightning_ckptkd.teachers.teacher_cache import TeacherCache, describe_network, train_on_cache
 from lightning_ckptkd.trainer.length import share_done, step_number
 from lightning_ckptkd.trainer.ranks import on_each_rank
 
 _FILES_KEY, _PATH_KEY = "lightning_ckptkd_teachers", "lightning_ckptkd_teacher_path"
+_SCALES_KEY = "lightning_ckptkd_teacher_scales"
 
 
 class TeacherPanel:
@@ -264,12 +266,20 @@ class TeacherPanel:
 
     def describe(self) -> str:
         """Whose logits they are, in words."""
-        assert self.ensemble is not None, "load() comes first"
+        assert self.ensemble is not None
         return f"{', '.join(self.ensemble.names)} of {self.where}"
+
+    @property
+    def _scale_of_each(self) -> dict[str, float]:
+        """What the logits of each teacher are multiplied by, by its SHA-256."""
+        scales = [1.0] * len(self._files) if self._scales is None else self._scales.tolist()
+        return dict(zip((item["sha256"] for item in self._files), scales, strict=True))
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Write into a checkpoint which teachers they are, and how they run."""
         checkpoint[_FILES_KEY] = self._files
+        if self.scale is not None:
+            checkpoint[_SCALES_KEY] = self._scale_of_each
         if self._path is not None:
             checkpoint[_PATH_KEY] = asdict(self._path)
 
@@ -285,5 +295,7 @@ class TeacherPanel:
         theirs, own = ([item["sha256"] for item in files] for files in (saved, self._files))
         check_same_teachers(saved, self._files, self.where)
         self.features.check_resumed(checkpoint, theirs, own)
+        if self.scale is not None and _SCALES_KEY in checkpoint:
+            self._scales = torch.tensor(resumed_scales(checkpoint[_SCALES_KEY], self._scale_of_each))
         if _PATH_KEY in checkpoint:  # a path that is timed anew could be another one, with other last digits
             self._known_path = TeacherPath(**checkpoint[_PATH_KEY])

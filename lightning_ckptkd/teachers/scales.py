@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning_ckptkd.errors import TeacherError
 from lightning_ckptkd.information.temperature import COLDEST, HOTTEST
@@ -10,6 +10,7 @@ from lightning_ckptkd.losses.scale import AUTO
 from lightning_ckptkd.rank_zero import rank_zero_info
 from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore, SoupSnapshot
 
+_MOST = 5.0  # times larger or smaller that a soup's logits are made unasked; what was measured went up to 4.4
 _NEAR = 1.001  # an end of the range of temperatures within which there is no best one
 _INSTEAD = "give scale='standardised' or a number"
 
@@ -20,7 +21,8 @@ def scales_of(store: SnapshotStore, chosen: Sequence[Snapshot], scale: str) -> l
     Args:
         store: The harvest.
         chosen: Teachers from it.
-        scale: ``fitted``, or ``auto``: a soup's as by ``fitted`` where its temperature is known, else 1.
+        scale: ``fitted``, or ``auto``: a soup's as by ``fitted``, where its temperature is known and that makes its
+            logits at most five times larger or smaller; else 1.
 
     Raises:
         SnapshotError: As :func:`fitted_scales`, for ``fitted``.
@@ -34,10 +36,19 @@ def scales_of(store: SnapshotStore, chosen: Sequence[Snapshot], scale: str) -> l
     if Selection.read(store).soup.get("temperature") is None:  # of numbers, say
         return as_they_are
     try:
-        return fitted_scales(store, chosen)
+        found = fitted_scales(store, chosen)
     except TeacherError as error:
         rank_zero_info(f"The soup teaches with its logits as they are. {error}")
         return as_they_are
+    farthest = max(found, key=lambda factor: max(factor, 1 / factor))
+    if not 1 / _MOST <= farthest <= _MOST:
+        rank_zero_info(
+            f"The soup teaches with its logits as they are: to the scale of the last snapshot they would be "
+            f"{farthest:.3g} times as large, and at most {_MOST:g} times larger or smaller was tried. "
+            "scale='fitted' does it all the same."
+        )
+        return as_they_are
+    return found
 
 
 def fitted_scales(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[float]:
@@ -75,3 +86,19 @@ def fitted_scales(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[floa
             f"Select again with a larger probe set, or {_INSTEAD}."
         )
     return [reference / temperature for temperature in temperatures]
+
+
+def resumed_scales(saved: Mapping[str, float], own: Mapping[str, float]) -> list[float]:
+    """What each teacher's logits are multiplied by in a training that goes on: what they were before.
+
+    Args:
+        saved: Of the checkpoint, by the teachers' SHA-256.
+        own: By the harvest's selection as it is now, which may have been made anew.
+    """
+    if saved != own:
+        before, now = (", ".join(f"{scale:.3g}" for scale in scales.values()) for scales in (saved, own))
+        rank_zero_info(
+            f"The teachers' logits stay at the scale that the training had ({before}); by the harvest's selection, "
+            f"which was made anew, it would be {now}."
+        )
+    return [saved[sha256] for sha256 in own]

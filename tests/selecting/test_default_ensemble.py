@@ -26,7 +26,7 @@ from lightning_ckptkd.selecting import on_disk
 from lightning_ckptkd.selecting.rules import MI
 from lightning_ckptkd.snapshots import Selection
 from lightning_ckptkd.teachers import AllTeachers, Progressive, RandomTeacher, Route
-from tests.projects import DigitsData, digits
+from tests.projects import DigitsData, digits, make_trainer
 from tests.selecting.test_soup import fitted, linear, noisy, probe, write
 
 
@@ -41,7 +41,7 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)  # fixtures of a module are made before the test's own seed
     optimum = fitted(linear())
     weights = [noisy(optimum, 0.6, seed) for seed in range(5)]
-    weights.append({name: 4 * value for name, value in noisy(optimum, 0.6, 5).items()})
+    weights.append({name: 1.2 * value for name, value in noisy(optimum, 0.6, 5).items()})
     return write(tmp_path_factory.mktemp("around") / "h", weights)
 
 
@@ -163,6 +163,44 @@ def test_a_soup_teaches_at_the_scale_of_the_last_snapshot(harvested: Path) -> No
         assert scales(**options) is None
     select(harvested, num_teachers=2)
     assert scales() is None, "snapshots teach as they are"
+
+
+def test_a_soup_is_not_made_many_times_louder_unasked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    optimum = fitted(linear())
+    weights = [noisy(optimum, 0.6, seed) for seed in range(5)]
+    weights.append({name: 4 * value for name, value in noisy(optimum, 0.6, 5).items()})
+    folder = write(tmp_path / "h", weights)
+    assert select(folder).soup["taken"]
+    factors = []
+    for options in ({}, {"kd_loss": KDLoss(scale="fitted")}):
+        module = DistillationModule(linear(), linear(), folder, **options)
+        with caplog.at_level("INFO"):
+            module.setup("fit")
+        factors.append(module.panel.scales([0], torch.device("cpu")))
+    assert factors[0] is None and factors[1] is not None and float(factors[1]) > 5
+    assert "at most 5 times larger or smaller was tried. scale='fitted' does it all the same" in caplog.text
+
+
+def test_a_resumed_training_keeps_its_scale(harvested: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    select(harvested)
+    checkpoint = tmp_path / "student.ckpt"
+    first = DistillationModule(linear(), linear(), harvested, acceleration="none")
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(first, DigitsData(train_size=64))
+    trainer.save_checkpoint(checkpoint)
+    MISelector(probe_size=280).select(harvested, linear(), probe(), progress=False)
+    again = DistillationModule(linear(), linear(), harvested, acceleration="none")
+    again.setup("fit")
+    device = torch.device("cpu")
+    assert not torch.equal(again.panel.scales([0], device), first.panel.scales([0], device))
+    with caplog.at_level("INFO"):
+        make_trainer(tmp_path, max_epochs=2).fit(again, DigitsData(train_size=64), ckpt_path=checkpoint)
+    assert torch.equal(again.panel.scales([0], device), first.panel.scales([0], device))
+    assert "logits stay at the scale that the training had" in caplog.text
+    caplog.clear()
+    other = DistillationModule(linear(), linear(), harvested, acceleration="none", kd_loss=KDLoss(scale="none"))
+    make_trainer(tmp_path, max_epochs=2).fit(other, DigitsData(train_size=64), ckpt_path=checkpoint)
+    assert other.panel.scales([0], device) is None, "who asks for none gets none"
 
 
 @pytest.mark.parametrize("place", ["best", "other"])
