@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_ckptkd import MISelector, Soup
+from lightning_ckptkd import MISelector, SnapshotError, SnapshotStore, Soup
 from lightning_ckptkd.information.racing import View, parts_of, quantile, surely_below, who_leaves
 from lightning_ckptkd.information.uncertainty import jackknife_error, leave_one_out
 from lightning_ckptkd.selecting.report import numbers_by_step
@@ -37,6 +38,10 @@ def test_parts() -> None:
     assert parts_of(400) == (128, 200)
     assert parts_of(256) == (128,)
     assert parts_of(254) == ()
+
+
+def test_what_is_sure_is_divided_over_all_snapshots_and_parts() -> None:
+    assert quantile(30, 3, 20) == pytest.approx(stats.t.ppf(1 - 0.05 / 90, 19), rel=5e-3)
 
 
 def test_one_far_below_leaves_and_the_best_with_a_bad_start_stays() -> None:
@@ -116,6 +121,28 @@ def test_those_that_stay_have_the_scores_of_the_full_table(harvest: Path, rule: 
             assert one.rank is None
             assert one.excluded is None
             assert one.accuracy == pytest.approx(other.accuracy, abs=0.15)
+
+
+def test_the_last_snapshot_is_scored_on_all_however_far_it_is_behind(harvest: Path) -> None:
+    store = SnapshotStore.open(harvest)
+    weights = {name: torch.randn(value.shape).to(value.dtype) for name, value in store.load(store.snapshots[0]).items()}
+    with SnapshotStore.create(harvest, store.manifest.run_id, {}) as store:
+        store.commit(weights, epoch=4, global_step=store.snapshots[-1].global_step + 1)
+    raced = MISelector(rule="loss", num_teachers=1, race=True).select(harvest, Project(), probe(), progress=False)
+    assert raced.candidates[-1].scored_on is None and raced.candidates[-1].rank is not None
+    assert raced.candidates[0].scored_on is not None, "others that are behind have left"
+
+
+def test_a_file_that_was_damaged_since_it_was_scored(harvest: Path) -> None:
+    first = MISelector(num_teachers=1, race=True).select(harvest, Project(), probe(), progress=False)
+    for candidate in (first.candidates[0], first.candidates[-1]):  # one that left, and one that did not
+        file = harvest / candidate.file
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(SnapshotError, match=candidate.file):
+            MISelector(num_teachers=1, race=True).select(harvest, Project(), probe(), progress=False)
+        file.write_bytes(whole)
+    MISelector(num_teachers=1, race=True).select(harvest, Project(), probe(), progress=False)
 
 
 def test_what_left_is_shown(harvest: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,10 @@ def test_bfloat16_only_where_it_is_allowed_and_faster(monkeypatch: pytest.Monkey
     assert calibrate(rough, X, Acceleration(bf16=True)).path == half
     difference = float((rough(X).float() - exact(X)).abs().max())
     assert 0 < difference <= 1e-2 * max(1.0, float(exact(X).abs().max()))
+    monkeypatch.setattr(calibration, "has_instructions", lambda device, dtype: False)
+    without = calibrate(ensemble(), X, Acceleration(bf16=True))
+    assert without.path == folded and without.left_out == ("bf16",)
+    monkeypatch.setattr(calibration, "has_instructions", lambda device, dtype: dtype == torch.bfloat16)
     clock(monkeypatch, {**table, half: 0.79})
     assert calibrate(ensemble(), X, Acceleration(bf16=True)).path == folded
 
