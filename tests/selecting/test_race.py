@@ -125,7 +125,8 @@ def test_those_that_stay_have_the_scores_of_the_full_table(harvest: Path, rule: 
 
 def test_the_last_snapshot_is_scored_on_all_however_far_it_is_behind(harvest: Path) -> None:
     store = SnapshotStore.open(harvest)
-    weights = {name: torch.randn(value.shape).to(value.dtype) for name, value in store.load(store.snapshots[0]).items()}
+    weights = store.load(store.snapshots[-1])
+    weights["classifier.weight"] = -weights["classifier.weight"]
     with SnapshotStore.create(harvest, store.manifest.run_id, {}) as store:
         store.commit(weights, epoch=4, global_step=store.snapshots[-1].global_step + 1)
     raced = MISelector(rule="loss", num_teachers=1, race=True).select(harvest, Project(), probe(), progress=False)
