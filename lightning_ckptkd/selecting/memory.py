@@ -47,6 +47,8 @@ def check_memory(samples: Probe, num_samples: int, rule: ScoringRule, *, at_most
 def probe_bytes(samples: Probe, num_samples: int) -> int:
     """What a probe set holds, in bytes: its batches, and for a moment the one that they are joined to.
 
+    A soup's training samples, which are as many by default, come when that moment is over.
+
     Args:
         samples: A few of its samples.
         num_samples: N.
