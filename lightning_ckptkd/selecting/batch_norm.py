@@ -14,6 +14,7 @@ from lightning_ckptkd.selecting.layers import forward, input_of, placed
 from lightning_ckptkd.tasks.batch import Batch
 
 _COMPILED = "_orig_mod."  # torch.compile puts it before names, and weights have none
+_ROWS = 2048  # that torch may sum up in float32: of 200,000 a variance would be wrong by 6e-5 of itself
 
 
 def batch_norms(module: nn.Module, changed: Collection[str] | None = None) -> dict[str, _BatchNorm]:
@@ -80,8 +81,32 @@ def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
         inputs: Shape (N, C, ...), float32, two numbers a channel or more.
     """
     mean, variance = (inputs.new_zeros(inputs.shape[1]) for _ in range(2))
+    if _is_channels_last(inputs):
+        return _statistics_by_rows(inputs)
     F.batch_norm(inputs, mean, variance, training=True, momentum=1.0)
     return mean, variance
+
+
+def _statistics_by_rows(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of images channels last, ten times as fast: neighbouring rows are seen as so many more channels.
+
+    Args:
+        inputs: Shape (N, C, H, W); in memory (N * H * W, C).
+    """
+    channels = inputs.shape[1]
+    count = inputs.numel() // channels
+    groups = next(groups for groups in range(-(-count // _ROWS), count + 1) if count % groups == 0)
+    rows = inputs.permute(0, 2, 3, 1).reshape(1, count // groups, 1, groups * channels).permute(0, 3, 1, 2)
+    found = torch.batch_norm_update_stats(rows, None, None, 0.0)  # the variance of it all, not the unbiased one
+    means, variances = (each.view(groups, channels).double() for each in found)
+    mean = means.mean(0)
+    variance = (variances + (means - mean) ** 2).mean(0) * (count / (count - 1))
+    return mean.float(), variance.float()
+
+
+def _is_channels_last(inputs: Tensor) -> bool:
+    alone = not inputs.is_contiguous() and inputs.dim() == 4 and inputs.device.type == "cpu"
+    return alone and inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 def _has_statistics(part: nn.Module) -> bool:

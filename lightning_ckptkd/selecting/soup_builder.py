@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from lightning_ckptkd.information.uncertainty import jackknife_error
 from lightning_ckptkd.rank_zero import rank_zero_warn
 from lightning_ckptkd.selecting.batch_norm import batch_norms, estimate_statistics
+from lightning_ckptkd.selecting.channels_last import channels_last
 from lightning_ckptkd.selecting.items import Item
+from lightning_ckptkd.selecting.layers import forward, placed
 from lightning_ckptkd.selecting.probe import digest
 from lightning_ckptkd.selecting.score import Term
 from lightning_ckptkd.selecting.snapshot_scorer import HeldOutTerm, SnapshotScorer
@@ -22,6 +25,8 @@ from lightning_ckptkd.snapshots import Snapshot
 from lightning_ckptkd.snapshots.averaging import WeightMean
 from lightning_ckptkd.snapshots.weights import module_weights
 from lightning_ckptkd.tasks.batch import Batch, split
+
+_FEW = 16  # samples on which two ways of running are compared
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class SoupBuilder:
         self._batch_size, self._seed = batch_size, seed
         self._batches: list[Batch] | None = None
         self._statistics: dict[str, Any] | None = None
+        self._lent, self._tried = ExitStack(), False
 
     def make(self, progress: Callable[[Sequence[Member]], Any] = lambda members: members) -> Made:
         """Read the snapshots, each once, and make the soup.
@@ -111,6 +117,10 @@ class SoupBuilder:
             SnapshotError: If a file is damaged, or weights can't be averaged.
             ArgumentError: If the training data have no batch.
         """
+        with self._lent:
+            return self._make(progress)
+
+    def _make(self, progress: Callable[[Sequence[Member]], Any]) -> Made:
         first = self._members[0]
         if len(self._members) == 1:
             return self._without("a soup needs two snapshots or more, and one can be used")
@@ -193,9 +203,12 @@ class SoupBuilder:
         if not layers:
             return _Taste(weights, self._scorer.held_out(weights, "a soup"))
         batches = self._statistics_batches()
-        found = self._scorer.held_out(
-            weights, "a soup", lambda module: estimate_statistics(module, layers.values(), batches)
-        )
+
+        def prepare(module: nn.Module) -> None:
+            self._lay_out(module, batches[0])
+            estimate_statistics(module, layers.values(), batches)
+
+        found = self._scorer.held_out(weights, "a soup", prepare)
         buffers = [buffer for layer in layers.values() for buffer in (layer.running_mean, layer.running_var)]
         places = {buffer.data_ptr() for buffer in buffers if buffer is not None}
         estimated = {
@@ -204,6 +217,12 @@ class SoupBuilder:
             if value.data_ptr() in places
         }
         return _Taste({**weights, **estimated}, found)
+
+    def _lay_out(self, module: nn.Module, batch: Batch) -> None:
+        """Let the module run channels last until the soup is made, where it can; tried once."""
+        if not self._tried:
+            self._tried, few = True, batch[:_FEW] if batch.is_plain else batch
+            self._lent.enter_context(channels_last(module, lambda: forward(module, placed(module, few))))
 
     def _statistics_batches(self) -> list[Batch]:
         if self._batches is None:

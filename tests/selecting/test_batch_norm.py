@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -100,3 +101,13 @@ def test_networks_without_it_have_none() -> None:
     assert (
         batch_norms(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.BatchNorm1d(2, track_running_stats=False))) == {}
     )
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 28, 28), (7, 5, 13, 11), (1, 2, 1, 3), (2, 4, 1, 1)])
+def test_channels_last_they_are_the_same_and_as_exact(shape: tuple[int, ...]) -> None:
+    """torch's own sum in float32 over all rows would be wrong by more, which is why rows are grouped."""
+    images = 3 + 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    module = estimated(nn.Sequential(nn.BatchNorm2d(shape[1])), [images.contiguous(memory_format=torch.channels_last)])
+    expected = torch.var_mean(images.double(), (0, 2, 3))
+    for found, exact in zip((module[0].running_var, module[0].running_mean), expected, strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)

@@ -372,6 +372,7 @@ def test_batch_norm_statistics_are_of_training_data(tmp_path: Path, capsys: pyte
         alone = MISelector(ensemble=soup, rule="loss").select(folder, model, probe(), progress=False)
     assert alone.soup["batch_norm"]["of"] == "probe" and alone.soup["batch_norm"]["samples"] == 400
     assert model.backbone[1].num_batches_tracked == 0, "the module comes back as it was"
+    assert model.backbone[0].weight.stride() == Project().backbone[0].weight.stride(), "and lies as it lay"
     few = MISelector(ensemble=Soup(kind="window", window=2), rule="loss").select(
         folder, Project(), probe(), DataLoader(digits(0, 60), 64), progress=False
     )
