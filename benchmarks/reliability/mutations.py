@@ -373,7 +373,7 @@ MUTATIONS = [
     Mutation("a race is over all snapshots and parts", "information/racing.py", "1 - DOUBT / (num_snapshots * num_parts)", "1 - DOUBT", ("race",)),
     Mutation("a damaged file of a known score", "selecting/race.py", "            item.verify()\n", "            pass\n", ("race",)),
     Mutation("the last snapshot's temperature over each teacher's", "teachers/scales.py", "return [reference / temperature for", "return [temperature / reference for", ("scales",)),
-    Mutation("a set stays as it is by auto", "teachers/scales.py", "    if not any(isinstance(snapshot, SoupSnapshot) for snapshot in chosen):\n        return as_they_are\n", "", ("default ensemble",)),
+    Mutation("a set stays as it is by auto", "teachers/scales.py", "    if not any(isinstance(snapshot, SoupSnapshot) for snapshot in chosen):\n        return as_they_are\n", "", ("distillation",)),
     Mutation("a temperature at an end of the range", "teachers/scales.py", "if any(not COLDEST * _NEAR <", "if any(False and not COLDEST * _NEAR <", ("scales",)),
     Mutation("standardised by sample", "losses/scale.py", "rows - rows.mean(1, keepdim=True)", "rows - rows.mean()", ("scale",)),
     Mutation("each teacher has its own scale", "losses/scale.py", "scales.to(logits.device, logits.dtype)[:, None, None]", "scales.to(logits.device, logits.dtype).mean()", ("scale",)),

@@ -167,6 +167,7 @@ def prepare(task: str, folder: Path, root: Path | None) -> Callable[[int], dict[
     from lightning_ckptkd.zoo import CIFAR100DataModule, CIFARResNet, DigitsDataModule, ImageFolderDataModule
     from lightning_ckptkd.zoo.images import to_tensor
 
+    torch.manual_seed(0)  # also of what is drawn where images are decoded beforehand
     if task == "digits":
         images: Any = DigitsDataModule()
         classes = 10
