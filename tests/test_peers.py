@@ -96,7 +96,7 @@ def test_the_section_names_what_is_slower_and_what_is_missing() -> None:
             "steps": [epoch / 2] * 2,
             "first_epoch": 3 * epoch,
             "first_preparation": epoch,
-            "parts": {"step": epoch / 2, "teachers": epoch / 8},
+            "parts": [{"step": epoch / 2, "teachers": epoch / 8}] * 3,
         }
         for name, epoch in (
             (peers.LIVE, 2.0),

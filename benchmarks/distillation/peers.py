@@ -57,6 +57,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "peers.json"
 HARVEST_RESULTS = Path(__file__).parents[1] / "results" / "harvest.json"
 PARTS = ("distillation", "selection")
 SNAPSHOTS, VALIDATION, BATCH_SIZE = 6, 500, 128
+PARTS_ROUNDS = 3  # epochs of each way in which the teachers' time is taken, beside those that are counted
 STUDENT_EPOCHS = 3  # of each snapshot's student, where all are tried
 TEACHERS = (1, 4)
 LIVE, CACHED = "DistillationModule", "DistillationModule with TeacherCache"
@@ -260,8 +261,9 @@ def _time_ways(ways: dict[str, Training], options: Options, number: int) -> dict
                 seconds[name]["steps"].append(watches[-1].step)
             else:
                 seconds[name] |= {"first_epoch": watches[0].epoch, "first_preparation": watches[0].preparation}
-    for name, training in ways.items():
-        seconds[name]["parts"] = step_parts(training, options.device)
+    for _ in range(PARTS_ROUNDS):
+        for name, training in ways.items():
+            seconds[name].setdefault("parts", []).append(step_parts(training, options.device))
     return seconds
 
 
@@ -360,9 +362,10 @@ def _parts_table(seconds: dict[str, Any]) -> str:
     rows = []
     for number, ways in seconds.items():
         for name, found in ways.items():
-            step, teachers = (1e3 * found["parts"][part] for part in ("step", "teachers"))
-            rows.append([name, number, f"{step:.0f}", f"{teachers:.0f}", f"{step - teachers:.0f}"])
-    return format_table(["milliseconds of a step, one epoch", "teachers", "in all", "teachers run", "the rest"], rows)
+            steps, teachers = ([1e3 * parts[what] for parts in found["parts"]] for what in ("step", "teachers"))
+            rest = [step - own for step, own in zip(steps, teachers, strict=True)]
+            rows.append([name, number, *(f"{statistics.median(times):.0f}" for times in (steps, teachers, rest))])
+    return format_table(["milliseconds of a step", "teachers", "in all", "teachers run", "the rest"], rows)
 
 
 def _single_rows(document: dict[str, Any]) -> list[list[str]]:
