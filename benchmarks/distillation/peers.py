@@ -31,6 +31,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.builds.against import KEPT
 from benchmarks.distillation.peer_loops import (
     INSTALL_TORCHDISTILL,
     LightningTraining,
@@ -126,6 +127,8 @@ def main() -> None:
     steps = arguments.steps if arguments.steps is not None else 100 if device.type == "cuda" else 30
     options = Options(arguments.rounds, arguments.repeats, steps, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
+    if all(variable in os.environ for variable in KEPT):
+        name += ", memory kept"
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if arguments.parts:
         measured = measure(arguments.parts, options)
