@@ -239,12 +239,14 @@ def _stacked(
     optimizer = proxy.optimizer(one.parameters())
     if not _steps_by_weight(optimizer):
         return None
-    targets = in_turn(count, device, partial(teachers.logits, batch))
+    target = teachers.logits(batch, count - 1)
     losses: list[Tensor] = []
     state.restore()
-    if not gives_little(one, lambda: losses.append(loss(proxy.logits(one, batch), targets[-1], batch))):
+    if not gives_little(one, lambda: losses.append(loss(proxy.logits(one, batch), target, batch))):
         return None
     torch.autograd.backward(losses[0])
+    state.restore()
+    targets = in_turn(count, device, partial(teachers.logits, batch))
     tried, students = (_make_stack(count, proxy, loss, device) for _ in range(2))
     state.restore()
     try:
