@@ -19,6 +19,7 @@ COMPILE_WORTH = 600.0  # seconds of teachers' time ahead from which on compiling
 FEW = 20  # batches ahead in which a trial can't be earned back
 _CLEARLY = 0.97  # a way is taken where it needs at most this share of the time of the best before
 _HOPELESS = 3.0  # times the best: a first pass of a new way is not slower than that for being the first
+_CHEAP = 0.1  # seconds: a pass that is slower by less is made again, since something else may have held it up
 _LOST = 1.15  # times the best: not tried a second time
 
 
@@ -143,8 +144,9 @@ class WayTrial:
         try:
             ensemble.take(**change)
             own = self._time()
-            if own <= _HOPELESS * best:
-                own = self._time()
+            cheap = _CHEAP * len(ensemble) / len(self._places)
+            if own <= max(_HOPELESS * best, best + cheap):
+                own = min(own, self._time())
             if own <= _LOST * best:  # by turns, so that nothing else that the machine does decides it
                 ensemble.take(**before)
                 best = min(best, self._time())

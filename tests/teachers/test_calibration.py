@@ -78,6 +78,20 @@ def test_channels_last_stays_where_it_is_clearly_faster(
     assert found.describe(teachers).startswith(f"{line}; found in ")
 
 
+@pytest.mark.parametrize("stalled", [0, 1])
+def test_a_pass_that_something_else_held_up_decides_nothing(monkeypatch: pytest.MonkeyPatch, stalled: int) -> None:
+    table = {TeacherPath(folded=True): 0.020, TeacherPath(folded=True, channels_last=True): 0.010}
+    timed = clock(monkeypatch, table)
+    measure = way_trial._run_timed
+
+    def hold_up(teachers: TeacherEnsemble, batch: Batch, places: Sequence[int]) -> tuple[float, Tensor]:
+        seconds, logits = measure(teachers, batch, places)
+        return seconds + 0.09 * (timed[1:].count(timed[-1]) == stalled + 1 and timed[-1].channels_last), logits
+
+    monkeypatch.setattr(way_trial, "_run_timed", hold_up)
+    assert calibrate(ensemble(), X).path == TeacherPath(folded=True, channels_last=True)
+
+
 def test_bfloat16_only_where_it_is_allowed_and_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     folded, half = TeacherPath(folded=True), TeacherPath(folded=True, bf16=True)
     last = TeacherPath(folded=True, channels_last=True)
