@@ -80,8 +80,12 @@ def looked_into(loader: Iterable[Any]) -> Iterator[Iterable[Any]]:
     """
     generator = loader.generator if isinstance(loader, DataLoader) else None
     state = None if generator is None else generator.get_state()
+    looked: Iterable[Any] = loader
+    if isinstance(loader, DataLoader):
+        looked = copy.copy(loader)
+        vars(looked)["_iterator"] = None  # workers that an earlier training left: the copy has its own
     try:
-        yield copy.copy(loader) if isinstance(loader, DataLoader) else loader  # which has workers of its own
+        yield looked
     finally:
         if generator is not None and state is not None:
             generator.set_state(state)

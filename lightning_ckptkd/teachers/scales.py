@@ -101,4 +101,4 @@ def resumed_scales(saved: Mapping[str, float], own: Mapping[str, float]) -> list
             f"The teachers' logits stay at the scale that the training had ({before}); by the harvest's selection, "
             f"which was made anew, it would be {now}."
         )
-    return [saved[sha256] for sha256 in own]
+    return [saved.get(sha256, scale) for sha256, scale in own.items()]

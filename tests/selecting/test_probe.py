@@ -138,6 +138,24 @@ def test_a_look_into_a_stream_leaves_no_trace(workers: int) -> None:
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
+class Passes(IterableDataset[Any]):
+    """How often it was gone through, in the process that does."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        return iter([(torch.full((1,), float(self.passes)), self.passes)] * 16)
+
+
+def test_workers_that_an_earlier_training_left_are_not_looked_into() -> None:
+    loader = DataLoader(Passes(), 16, num_workers=1, persistent_workers=True)
+    assert int(next(iter(loader))[1][0]) == 1
+    with isolate_rng():
+        first_samples(loader, 100, 0, 8, BatchReader())
+    assert int(next(iter(loader))[1][0]) == 2
+
+
 def test_what_is_known_of_a_probe_without_loading_it() -> None:
     samples = data()
     loader = DataLoader(Subset(samples, range(10, 90)), 16)
