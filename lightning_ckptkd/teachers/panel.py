@@ -266,7 +266,7 @@ class TeacherPanel:
 
     def describe(self) -> str:
         """Whose logits they are, in words."""
-        assert self.ensemble is not None
+        assert self.ensemble is not None, "load() comes first"
         return f"{', '.join(self.ensemble.names)} of {self.where}"
 
     @property
