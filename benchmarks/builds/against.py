@@ -87,12 +87,12 @@ def start(root: Path, scratch: Path, parts: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def ask(worker: subprocess.Popen[str]) -> dict[str, float]:
-    """Seconds of one round, by the name of the work."""
+def ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a worker answers: seconds of one round, by the name of the work."""
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write("go\n")
     worker.stdin.flush()
-    answer: dict[str, float] = json.loads(worker.stdout.readline())
+    answer: dict[str, Any] = json.loads(worker.stdout.readline())
     return answer
 
 

@@ -27,6 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
+from benchmarks.builds.against import ask
 from benchmarks.distillation.costs import BATCH_SIZE, CLASSES, SIDE, make_harvest, student, teacher
 from benchmarks.harvest.machine import describe_machine, say, silence_lightning
 from benchmarks.harvest.trainings import quiet_trainer
@@ -113,15 +114,6 @@ def start(root: Path, scratch: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=here
     )
-
-
-def ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
-    """Seconds of one round: setting to way to those of an epoch and of its steps."""
-    assert worker.stdin is not None and worker.stdout is not None
-    worker.stdin.write("go\n")
-    worker.stdin.flush()
-    answer: dict[str, Any] = json.loads(worker.stdout.readline())
-    return answer
 
 
 def work(scratch: Path) -> None:

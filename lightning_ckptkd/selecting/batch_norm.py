@@ -80,9 +80,9 @@ def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         inputs: Shape (N, C, ...), float32, two numbers a channel or more.
     """
-    mean, variance = (inputs.new_zeros(inputs.shape[1]) for _ in range(2))
     if _is_channels_last(inputs):
         return _statistics_by_rows(inputs)
+    mean, variance = (inputs.new_zeros(inputs.shape[1]) for _ in range(2))
     F.batch_norm(inputs, mean, variance, training=True, momentum=1.0)
     return mean, variance
 

@@ -13,7 +13,7 @@ from lightning_ckptkd.selecting.network_stack import REFUSALS, are_close, state_
 from lightning_ckptkd.tasks.batch import tensors_in
 from lightning_ckptkd.trainer.seeding import RandomState
 
-TOLERANCE = 1e-5  # of the largest output: what teachers' faster ways are allowed
+_TOLERANCE = 1e-5  # of the largest output: what teachers' faster ways are allowed
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def gains(module: nn.Module) -> bool:
     return bool(weights) and here and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def laid_out(weight: Tensor) -> Tensor:
+def _laid_out(weight: Tensor) -> Tensor:
     """A copy of a convolution's weight (C_out, C_in, H, W), channels last by its strides also where C_in is 1."""
     return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
 
@@ -59,8 +59,8 @@ def _says_the_same(tensors: list[Tensor], own: list[Tensor], run: Callable[[], A
     state.restore()
     try:
         for tensor, mine in zip(tensors, own, strict=True):
-            tensor.data = laid_out(mine)
-        same = bool(before) and are_close(tensors_in(run()), before, TOLERANCE)
+            tensor.data = _laid_out(mine)
+        same = bool(before) and are_close(tensors_in(run()), before, _TOLERANCE)
     except REFUSALS:  # such as a view() of what now lies otherwise
         same = False
     state.restore()

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from lightning_ckptkd.errors import ArgumentError, TeacherError
-from lightning_ckptkd.losses.scale import FITTED
 from lightning_ckptkd.snapshots import Snapshot, SnapshotStore
 from lightning_ckptkd.teachers.choice import check_weights, choose_teachers, scores_of, selected_task
 from lightning_ckptkd.teachers.ensemble import TeacherEnsemble
-from lightning_ckptkd.teachers.scales import scales_of
+from lightning_ckptkd.teachers.scales import as_tensor, scales_of
 
 
 @dataclass(frozen=True)
@@ -138,5 +136,4 @@ def load_teachers(
             tasks[folder] = task
     counts = None if weights is None else check_weights(scores or weights, len(chosen))
     ensemble = TeacherEnsemble(members, names, logits_key)
-    differ = scale == FITTED or any(factor != 1 for factor in scales)
-    return LoadedTeachers(ensemble, tuple(chosen), counts, tasks, torch.tensor(scales) if differ else None)
+    return LoadedTeachers(ensemble, tuple(chosen), counts, tasks, as_tensor(scales, scale))

@@ -24,7 +24,7 @@ from lightning_ckptkd.teachers.feature_matching import FeatureMatching
 from lightning_ckptkd.teachers.loading import check_same_teachers, load_teachers, pair_harvests
 from lightning_ckptkd.teachers.logit_checks import check_finite, pick
 from lightning_ckptkd.teachers.remembered import WayMemory, way_key
-from lightning_ckptkd.teachers.scales import resumed_scales
+from lightning_ckptkd.teachers.scales import as_tensor, resumed_scales
 from lightning_ckptkd.teachers.schedules import AllTeachers, Route, TeacherSchedule
 from lightning_ckptkd.teachers.teacher_cache import TeacherCache, describe_network, train_on_cache
 from lightning_ckptkd.trainer.length import share_done, step_number
@@ -296,6 +296,6 @@ class TeacherPanel:
         check_same_teachers(saved, self._files, self.where)
         self.features.check_resumed(checkpoint, theirs, own)
         if self.scale is not None and _SCALES_KEY in checkpoint:
-            self._scales = torch.tensor(resumed_scales(checkpoint[_SCALES_KEY], self._scale_of_each))
+            self._scales = as_tensor(resumed_scales(checkpoint[_SCALES_KEY], self._scale_of_each), self.scale)
         if _PATH_KEY in checkpoint:  # a path that is timed anew could be another one, with other last digits
             self._known_path = TeacherPath(**checkpoint[_PATH_KEY])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from lightning_ckptkd.errors import TeacherError
 from lightning_ckptkd.information.temperature import COLDEST, HOTTEST
-from lightning_ckptkd.losses.scale import AUTO
+from lightning_ckptkd.losses.scale import AUTO, FITTED
 from lightning_ckptkd.rank_zero import rank_zero_info
 from lightning_ckptkd.snapshots import SELECTION_NAME, Selection, Snapshot, SnapshotStore, SoupSnapshot
 
@@ -86,6 +89,11 @@ def fitted_scales(store: SnapshotStore, chosen: Sequence[Snapshot]) -> list[floa
             f"Select again with a larger probe set, or {_INSTEAD}."
         )
     return [reference / temperature for temperature in temperatures]
+
+
+def as_tensor(scales: Sequence[float], scale: str | None) -> Tensor | None:
+    """Scales of M teachers as a loss takes them, shape (M,); None where all are 1, unless it is to be ``fitted``."""
+    return torch.tensor(scales) if scale == FITTED or any(factor != 1 for factor in scales) else None
 
 
 def resumed_scales(saved: Mapping[str, float], own: Mapping[str, float]) -> list[float]:

@@ -197,10 +197,20 @@ def test_a_resumed_training_keeps_its_scale(harvested: Path, tmp_path: Path, cap
         make_trainer(tmp_path, max_epochs=2).fit(again, DigitsData(train_size=64), ckpt_path=checkpoint)
     assert torch.equal(again.panel.scales([0], device), first.panel.scales([0], device))
     assert "logits stay at the scale that the training had" in caplog.text
-    caplog.clear()
     other = DistillationModule(linear(), linear(), harvested, acceleration="none", kd_loss=KDLoss(scale="none"))
     make_trainer(tmp_path, max_epochs=2).fit(other, DigitsData(train_size=64), ckpt_path=checkpoint)
     assert other.panel.scales([0], device) is None, "who asks for none gets none"
+
+
+def test_snapshots_that_teach_as_they_are_do_so_in_a_resumed_training(harvested: Path, tmp_path: Path) -> None:
+    select(harvested, num_teachers=2)
+    checkpoint = tmp_path / "student.ckpt"
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(DistillationModule(linear(), linear(), harvested, acceleration="none"), DigitsData(train_size=64))
+    trainer.save_checkpoint(checkpoint)
+    again = DistillationModule(linear(), linear(), harvested, acceleration="none")
+    make_trainer(tmp_path, max_epochs=2).fit(again, DigitsData(train_size=64), ckpt_path=checkpoint)
+    assert again.panel.scales([0, 1], torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("place", ["best", "other"])
