@@ -68,6 +68,11 @@ def main() -> None:
     parser.add_argument("--configs", type=Path, default=Path("configs/digits"), help="folder of the two configs")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write into")
     options = parser.parse_args()
+    if not (options.configs / "fit.yaml").is_file():  # else the command's own error is in the log alone
+        parser.error(
+            f"--configs: there is no fit.yaml in {str(options.configs)!r}. Run the demo in the root of a clone, or give "
+            "the clone's configs/digits."
+        )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # images that are in memory need no processes to load them, whatever the number of cores

@@ -47,3 +47,14 @@ def test_the_demo_on_short_runs(
         if path.suffix == ".png":
             with Image.open(path) as picture:
                 picture.verify()
+
+
+def test_the_demo_away_from_its_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert "no fit.yaml in 'configs/digits'. Run the demo in the root of a clone" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing was begun"
