@@ -70,8 +70,8 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.configs / "fit.yaml").is_file():  # else the command's own error is in the log alone
         parser.error(
-            f"--configs: there is no fit.yaml in {str(options.configs)!r}. Run the demo in the root of a clone, or give "
-            "the clone's configs/digits."
+            f"--configs: there is no fit.yaml in {str(options.configs)!r}. Run the demo in the root of a clone, or "
+            "give the clone's configs/digits."
         )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
